@@ -1,0 +1,53 @@
+# One set of commands for people and for CI. `make` alone lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+LINKS  := build/links/emoexport
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all test-gpu check format links clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(READY) ## .venv with the pinned versions
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "emoexport needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
+	@echo "Installing the pinned versions into $(VENV) (several GB, minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,dev]'
+	@touch $@
+
+demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces
+	@$(BIN)/emoexport train --data synthetic:5600 --preset tiny --out runs/demo
+	@$(BIN)/emoexport build runs/demo -o build/demo --fp16 --int8
+	@$(BIN)/emoexport verify build/demo --timing
+
+test: $(READY) ## the tests, under 10 minutes on 2 cores
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(READY) ## the slow ones too
+	@$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(READY) ## what needs a GPU
+	@$(BIN)/python -m pytest -m gpu
+
+check: $(READY) links ## format, lint, types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHONPATH=build/links $(BIN)/lint-imports
+
+format: $(READY) ## put the code in order
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+links: ## the import tree as symlinks, for tools that run no import hooks
+	@rm -rf $(LINKS) && mkdir -p $(LINKS)
+	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(LINKS)/
+	@ln -s $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/calib $(LINKS)/
+
+clean: ## remove what the commands above wrote, the virtual environment included
+	rm -rf $(VENV) build runs *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
