@@ -1,0 +1,81 @@
+"""Every error that emoexport raises on purpose.
+
+    EmoexportError                 exit code
+    ├── CheckFailed                1  a comparison was made and did not hold
+    ├── UsageError (ValueError)    2  the command or its options make no sense
+    ├── MissingRuntime (ImportError)  3  this machine lacks a package or a device
+    ├── BadInput (ValueError)      4  something that was read is not what it must be
+    │   ├── BadData                   faces and labels
+    │   ├── BadCheckpoint             members
+    │   └── BadBundle                 what `build` wrote
+    └── NotEnoughEvidence          6  too few faces for a verdict
+
+The message says what was found and what was needed; `hint` is the next command or the next step.
+Exceptions of other libraries are mapped to these where they arise, with `raise ... from err`.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BadBundle",
+    "BadCheckpoint",
+    "BadData",
+    "BadInput",
+    "CheckFailed",
+    "EmoexportError",
+    "MissingRuntime",
+    "NotEnoughEvidence",
+    "UsageError",
+]
+
+
+class EmoexportError(Exception):
+    """The root: catch this to catch everything that emoexport raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckFailed(EmoexportError):
+    """A check ran to its end and its answer is no."""
+
+    exit_code = 1
+
+
+class UsageError(EmoexportError, ValueError):
+    """An option is unknown, missing or contradicts another."""
+
+    exit_code = 2
+
+
+class MissingRuntime(EmoexportError, ImportError):
+    """This machine lacks a package or a device that the call needs."""
+
+    exit_code = 3
+
+
+class BadInput(EmoexportError, ValueError):
+    """A file or an array is not what it must be."""
+
+    exit_code = 4
+
+
+class BadData(BadInput):
+    """A data set, an image or a label cannot be used."""
+
+
+class BadCheckpoint(BadInput):
+    """A member cannot be rebuilt from its files, or members do not fit together."""
+
+
+class BadBundle(BadInput):
+    """A bundle is incomplete, was changed after it was written, or is of another schema."""
+
+
+class NotEnoughEvidence(EmoexportError):
+    """There are too few faces to answer the question asked."""
+
+    exit_code = 6

@@ -1,0 +1,88 @@
+"""Files that are written whole or not at all, and the hashes that name them."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emoexport.errors import UsageError
+
+__all__ = ["new_directory", "sha256_of", "write_text"]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name in the same directory, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
+    """Fill a temporary directory beside `target` and move it into place if the block ends well.
+
+    What stood at `target` before is replaced only then, and only if it holds the file `marker`, which tells
+    that it is one of ours; if the block fails it stays as it was.
+
+    Raises:
+        UsageError: if `target` is a file, or a directory with other things in it.
+    """
+    refuse_foreign(target, marker=marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        refuse_foreign(target, marker=marker)
+        _replace_directory(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_foreign(target: Path, *, marker: str) -> None:
+    """Refuse to replace what is not ours.
+
+    Raises:
+        UsageError: if `target` is a file, or a directory with things in it but not `marker`.
+    """
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / marker).is_file():
+            raise UsageError(
+                f"{target} holds other files (there is no {marker} in it), so it is not replaced.",
+                hint="name an empty or a new directory",
+            )
+    elif target.exists():
+        raise UsageError(f"{target} is a file; needed is a directory.", hint="name another output")
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    if not target.exists():
+        source.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / "was")
+    try:
+        source.rename(target)
+    except BaseException:
+        (old / "was").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""The precisions a graph can have. To add one, write its converter and one row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emoexport.errors import UsageError
+
+__all__ = ["PRECISIONS", "Precision", "Tolerance", "precisions_named"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an engine may be from the reference."""
+
+    max_difference: float
+    """Largest difference of any probability of any face."""
+    mean_difference: float
+    """Mean absolute difference of all probabilities."""
+    min_agreement: float
+    """Smallest share of faces with the same label."""
+    max_drop: float
+    """Largest loss of accuracy, as a share of the faces."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """One row of `PRECISIONS`."""
+
+    name: str
+    title: str
+    converter: str
+    """`module:function(source, target, ranges)`, from the FP32 graph; empty for FP32 itself."""
+    calibrated: bool = False
+    """Whether the converter needs activation ranges."""
+    tolerance: Tolerance
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    row.name: row
+    for row in (
+        Precision(
+            name="fp32",
+            title="FP32",
+            converter="",
+            tolerance=Tolerance(max_difference=1e-4, mean_difference=1e-5, min_agreement=0.999, max_drop=0.001),
+        ),
+        Precision(
+            name="fp16",
+            title="FP16",
+            converter="emoexport.quantize:to_fp16",
+            tolerance=Tolerance(max_difference=2e-2, mean_difference=2e-3, min_agreement=0.995, max_drop=0.005),
+        ),
+        Precision(
+            name="int8",
+            title="INT8",
+            converter="emoexport.quantize:to_int8",
+            calibrated=True,
+            tolerance=Tolerance(max_difference=0.25, mean_difference=2e-2, min_agreement=0.96, max_drop=0.01),
+        ),
+    )
+}
+
+
+def precisions_named(names: list[str]) -> list[Precision]:
+    """Look up precisions; FP32 comes first, since the others are made from its graph.
+
+    Raises:
+        UsageError: if a name is unknown.
+    """
+    unknown = [name for name in names if name not in PRECISIONS]
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is no precision; known are {', '.join(PRECISIONS)}.")
+    return [row for row in PRECISIONS.values() if row.name == "fp32" or row.name in names]

@@ -1,0 +1,62 @@
+"""The reference: a plain float32 loop over members and views. It judges everything else.
+
+It is written for reading, not for speed, and shares no code with the fold except what the views are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from emoexport.decision import Decision
+from emoexport.outcome import Outcome
+from emoexport.views import View
+
+__all__ = ["Reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Members, views and decision of an ensemble, run one pass after the other.
+
+    A member maps faces `(n, C, H, W)` in [0, 1] to logits `(n, L)`; what it normalises it does itself.
+    """
+
+    members: Sequence[nn.Module]
+    views: Sequence[View]
+    decision: Decision
+    batch_size: int = 256
+
+    def scores(
+        self, faces: NDArray[np.uint8], *, progress: Callable[[int], object] | None = None
+    ) -> NDArray[np.float32]:
+        """Probabilities of every pass.
+
+        Args:
+            faces: uint8 `(N, H, W, C)`.
+            progress: called with the number of faces done after each batch.
+
+        Returns:
+            float32 `(N, K, V, L)`.
+        """
+        dtype = next(self.members[0].parameters()).dtype
+        batches = []
+        with torch.inference_mode():
+            for start in range(0, len(faces), self.batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(faces[start : start + self.batch_size]))
+                pictures = batch.permute(0, 3, 1, 2).to(dtype) / 255
+                passes = [
+                    torch.stack([member(view(pictures)).softmax(dim=-1) for view in self.views], dim=1)
+                    for member in self.members
+                ]
+                batches.append(torch.stack(passes, dim=1).numpy())
+                if progress is not None:
+                    progress(len(batch))
+        return np.concatenate(batches)
+
+    def run(self, faces: NDArray[np.uint8]) -> Outcome:
+        """Vote and decide: faces uint8 `(N, H, W, C)` to N outcomes."""
+        return self.decision.decide(self.scores(faces).mean(axis=(1, 2)))

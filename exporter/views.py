@@ -1,0 +1,152 @@
+"""The views: what each of the test-time transforms does to a face.
+
+A view maps faces `(N, C, H, W)` in [0, 1], floating point, to the same shape and range. Geometry is given in
+fractions of the face, so a view means the same at every size; pixels outside the face repeat its border.
+Each of the eight transforms stands twice, on the face and on its mirror image. So the set is closed under
+flips: a mirrored face is shown the same 16 pictures, in another order.
+
+To add a view, write one function and one row.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emoexport.errors import UsageError
+
+__all__ = ["VIEWS", "View", "views_named"]
+
+
+def identity(faces: Tensor) -> Tensor:
+    """The face as it is."""
+    return faces
+
+
+def shift(faces: Tensor, *, right: float = 0.0, down: float = 0.0) -> Tensor:
+    """Move the picture by fractions of its width and height."""
+    return _sample(faces, ((1.0, 0.0, -right), (0.0, 1.0, -down)))
+
+
+def zoom(faces: Tensor, *, factor: float) -> Tensor:
+    """Enlarge the picture about its centre."""
+    return _sample(faces, ((1 / factor, 0.0, 0.0), (0.0, 1 / factor, 0.0)))
+
+
+def rotate(faces: Tensor, *, degrees: float) -> Tensor:
+    """Turn the picture clockwise about its centre."""
+    height, width = faces.shape[-2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return _sample(faces, ((cos, sin * height / width, 0.0), (-sin * width / height, cos, 0.0)))
+
+
+def brightness(faces: Tensor, *, factor: float) -> Tensor:
+    """Multiply the light."""
+    return (faces * factor).clamp(0.0, 1.0)
+
+
+def contrast(faces: Tensor, *, factor: float) -> Tensor:
+    """Stretch about middle grey."""
+    return ((faces - 0.5) * factor + 0.5).clamp(0.0, 1.0)
+
+
+def gamma(faces: Tensor, *, exponent: float) -> Tensor:
+    """Raise to a power: below 1 lifts the shadows."""
+    return faces**exponent
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One row of `VIEWS`: a function, its parameters, and whether it sees the mirrored face."""
+
+    name: str
+    function: Callable[..., Tensor]
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    mirrored: bool = False
+
+    def __call__(self, faces: Tensor) -> Tensor:
+        """Transform faces `(N, C, H, W)` in [0, 1]."""
+        return self.function(faces.flip(-1) if self.mirrored else faces, **self.parameters)
+
+
+_TRANSFORMS = (
+    View(name="identity", function=identity),
+    View(name="shift-right", function=shift, parameters={"right": 1 / 24}),
+    View(name="shift-down", function=shift, parameters={"down": 1 / 24}),
+    View(name="zoom", function=zoom, parameters={"factor": 1.1}),
+    View(name="rotate", function=rotate, parameters={"degrees": 8.0}),
+    View(name="brightness", function=brightness, parameters={"factor": 1.2}),
+    View(name="contrast", function=contrast, parameters={"factor": 1.3}),
+    View(name="gamma", function=gamma, parameters={"exponent": 0.75}),
+)
+
+VIEWS: Mapping[str, View] = {
+    view.name: view
+    for transform in _TRANSFORMS
+    for view in (
+        transform,
+        View(
+            name="flip" if transform.function is identity else f"{transform.name}-flipped",
+            function=transform.function,
+            parameters=transform.parameters,
+            mirrored=True,
+        ),
+    )
+}
+
+
+def views_named(names: Sequence[str]) -> tuple[View, ...]:
+    """Look up views by name, in the order given.
+
+    Raises:
+        UsageError: if a name is unknown or stands twice, or if there is none.
+    """
+    unknown = [name for name in names if name not in VIEWS]
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is no view; known are {', '.join(VIEWS)}.")
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"views must be named once each, at least one; found {list(names)}.")
+    return tuple(VIEWS[name] for name in names)
+
+
+Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+def _sample(faces: Tensor, affine: Affine) -> Tensor:
+    """Read each output pixel by bilinear interpolation where `affine` points to.
+
+    The four taps and their weights depend on the size alone, so an exported graph holds them as constants
+    and does four gathers: the same arithmetic in every runtime, with none of grid_sample's variants.
+    """
+    height, width = faces.shape[-2:]
+    taps, weights = _bilinear_taps(height, width, affine)
+    pixels = faces.flatten(-2)
+    parts = [
+        pixels.index_select(-1, torch.as_tensor(tap, device=faces.device))
+        * torch.as_tensor(weight, dtype=faces.dtype, device=faces.device)
+        for tap, weight in zip(taps, weights, strict=True)
+    ]
+    return (parts[0] + parts[1] + parts[2] + parts[3]).reshape(faces.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _bilinear_taps(height: int, width: int, affine: Affine) -> tuple[np.ndarray, np.ndarray]:
+    """Indices int64 `(4, H*W)` into the flat face, and weights float64 `(4, H*W)` that sum to 1.
+
+    `affine` maps a place in the output to one in the input, both in fractions of the face from its centre.
+    """
+    y, x = np.meshgrid((np.arange(height) + 0.5) / height - 0.5, (np.arange(width) + 0.5) / width - 0.5, indexing="ij")
+    (a, b, right), (c, d, down) = affine
+    # Clamping to the outermost pixel centres repeats the border.
+    column = np.clip((a * x + b * y + right + 0.5) * width - 0.5, 0, width - 1).ravel()
+    row = np.clip((c * x + d * y + down + 0.5) * height - 0.5, 0, height - 1).ravel()
+    left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
+    across, along = column - left, row - top
+    right_of, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    taps = np.stack([top * width + left, top * width + right_of, below * width + left, below * width + right_of])
+    weights = np.stack([(1 - along) * (1 - across), (1 - along) * across, along * (1 - across), along * across])
+    return taps, weights

@@ -1,0 +1,103 @@
+"""One small data set, run and bundle for the whole session: what most tests look at."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from emoexport.bundle import Bundle
+from emoexport.decision import Decision, PairRule
+from emoexport.train.config import ModelConfig, RunConfig
+from emoexport.train.emotenet import EmoteNet
+from emoexport.train.synthetic import synthetic_faces
+
+TINY = ModelConfig(
+    image_size=32, backbone_args={"patch_size": 4, "depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32), "conv_mlp": False}
+)
+
+TINY_TOML = """
+[model]
+image_size = 32
+[model.backbone_args]
+patch_size = 4
+depths = [1, 1, 1, 1]
+dims = [16, 16, 32, 32]
+conv_mlp = false
+ls_init_value = 1.0
+[training]
+members = 2
+epochs = 10
+batch_size = 32
+learning_rate = 4e-3
+augmentation = 0.3
+"""
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def faces() -> tuple[np.ndarray, np.ndarray]:
+    """70 drawn faces, uint8 `(70, 32, 32, 1)`, and their labels."""
+    return synthetic_faces(70, size=32, seed=5)
+
+
+@pytest.fixture(scope="session")
+def rules() -> Decision:
+    """Rules that do change decisions of an ensemble that knows little."""
+    return Decision(
+        thresholds={"happy": 0.16, "sad": 0.3},
+        pairs=(
+            PairRule(leader="neutral", favoured="sad", margin=0.05),
+            PairRule(leader="fear", favoured="surprise", margin=0.1),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def networks() -> list[EmoteNet]:
+    """Three untrained members whose logits differ enough to vote about."""
+    torch.manual_seed(0)
+    made = [EmoteNet(TINY).eval() for _ in range(3)]
+    for network in made:
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.kaiming_normal_(parameter)
+            elif name.endswith("gamma"):
+                torch.nn.init.ones_(parameter)
+        torch.nn.init.normal_(network.backbone.head.fc.weight, std=1.0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(TINY_TOML)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, config_file: Path, quiet: Console) -> Path:
+    """A trained run of two members."""
+    from emoexport.train.config import load_config
+    from emoexport.train.dataset import load_data
+    from emoexport.train.ensemble import train_ensemble
+
+    config: RunConfig = load_config(file=config_file)
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    data = load_data("synthetic:1400", size=32)
+    train_ensemble(config, data, out, label_order="fer2013", console=quiet)
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Bundle:
+    """A bundle of that run at every precision."""
+    from emoexport.pipeline import build
+
+    out = tmp_path_factory.mktemp("build") / "tiny"
+    return build(run_dir, out, precisions=["fp16", "int8"], calibration_faces=35, max_batch=64, console=quiet)
