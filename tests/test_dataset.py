@@ -1,0 +1,223 @@
+import csv
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from emoexport.errors import BadData, UsageError
+from emoexport.labels import EMOTIONS, to_label
+from emoexport.train.audit import clean_rows
+from emoexport.train.dataset import DataSet, Faces, load_data
+
+
+def png(face: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(face[..., 0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def tree(tmp_path, faces):
+    """The guide's layout: train/<emotion>/*.png and test/<emotion>/*.png, two faces of each emotion."""
+    images, labels = faces
+    for split in ("train", "test"):
+        for label, name in enumerate(EMOTIONS):
+            folder = tmp_path / "tree" / split / name
+            folder.mkdir(parents=True)
+            for number, row in enumerate(np.flatnonzero(labels == label)[:2]):
+                (folder / f"{number}.png").write_bytes(png(images[row]))
+    return tmp_path / "tree"
+
+
+def write_csv(path, images, labels, header, usage):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for image, label, use in zip(images, labels, usage, strict=True):
+            cells = {"emotion": label, "pixels": " ".join(map(str, image.ravel())), "usage": use}
+            writer.writerow([cells[name.strip().lower()] for name in header])
+
+
+def test_folder_tree(tree, faces):
+    data = load_data(str(tree), size=32)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 14, "test": 14}
+    row = np.flatnonzero(faces[1] == 3)[0]
+    assert np.array_equal(data.splits["train"].images[data.splits["train"].labels == 3][0], faces[0][row])
+    assert data.evaluation_split() == "test"
+
+
+@pytest.mark.parametrize("header", [["emotion", "pixels", "Usage"], ["emotion", " Usage", " pixels"]])
+def test_both_published_csv_headers(header, tmp_path, faces):
+    images, labels = faces
+    usage = ["Training", "PublicTest"] * 35
+    write_csv(tmp_path / "fer.csv", images, labels, header, usage)
+    data = load_data(str(tmp_path / "fer.csv"), size=32)
+    assert set(data.splits) == {"train", "public_test"}
+    assert np.array_equal(data.splits["train"].images, images[::2])
+    assert np.array_equal(data.splits["public_test"].labels, labels[1::2])
+
+
+@pytest.mark.parametrize("column", ["png", "image"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_file_and_folder(column, nested, tmp_path, faces):
+    images, labels = faces
+    cells = [png(image) for image in images]
+    cells = [{"bytes": cell, "path": None} for cell in cells] if nested else cells
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({column: cells, "label": labels}), tmp_path / f"{split}.parquet")
+    data = load_data(str(tmp_path), size=32)
+    assert set(data.splits) == {"train", "validation"}
+    assert np.array_equal(data.splits["train"].images, images)
+    alone = load_data(str(tmp_path / "train.parquet"), size=32)
+    assert np.array_equal(alone.splits["train"].labels, labels)
+
+
+def test_parquet_split_column_and_marks(tmp_path, faces):
+    images, labels = faces
+    table = pa.table(
+        {
+            "png": [png(image) for image in images],
+            "label": labels,
+            "split": ["Training"] * 35 + ["PublicTest"] * 35,
+            "dup_first": [row != 3 for row in range(70)],
+            "in_train_exact": [row in (0, 40) for row in range(70)],
+            "constant": [row == 5 for row in range(70)],
+        }
+    )
+    pq.write_table(table, tmp_path / "fer2013.parquet")
+    data = load_data(str(tmp_path), size=32)
+    assert np.flatnonzero(data.splits["train"].flagged).tolist() == [3, 5]  # a train row is no leak of itself
+    assert np.flatnonzero(data.splits["public_test"].flagged).tolist() == [5]
+
+
+def test_synthetic_is_named_split_and_repeatable():
+    data = load_data("synthetic:200", size=32)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 140, "validation": 30, "test": 30}
+    again = load_data("synthetic:200", size=32)
+    assert all(data.splits[name].sha256() == again.splits[name].sha256() for name in data.splits)
+    other = load_data("synthetic:200", size=32, seed=1)
+    assert other.splits["train"].sha256() != data.splits["train"].sha256()
+    assert data.splits["train"].sha256() != data.splits["test"].sha256()
+
+
+def test_size_and_channels_are_converted(tree):
+    split = load_data(str(tree), size=24, channels=3).splits["train"]
+    assert split.images.shape == (14, 24, 24, 3)
+    assert np.array_equal(split.images[..., 0], split.images[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("value", "order", "label"),
+    [
+        ("Happiness", "fer2013", "happy"),
+        ("ANGER", "ferplus", "angry"),
+        (3, "fer2013", "happy"),
+        ("0", "ferplus", "neutral"),
+        (1, "rafdb", "surprise"),
+        (7, "rafdb", "neutral"),
+        (6, "affectnet", "angry"),
+        ("contempt", "affectnet", None),
+        (7, "affectnet", None),
+        (9, "ferplus", None),
+    ],
+)
+def test_labels_of_other_data_sets(value, order, label):
+    assert to_label(value, order=order) == (None if label is None else EMOTIONS.index(label))
+
+
+@pytest.mark.parametrize(("value", "order"), [("bored", "fer2013"), (7, "fer2013"), (0, "rafdb"), (-1, "fer2013")])
+def test_unknown_labels(value, order):
+    with pytest.raises(BadData, match=str(value)):
+        to_label(value, order=order)
+
+
+def test_contempt_is_left_out_and_counted(tree):
+    (tree / "train" / "contempt").mkdir()
+    (tree / "train" / "contempt" / "1.png").write_bytes((tree / "train" / "happy" / "1.png").read_bytes())
+    data = load_data(str(tree), size=32)
+    assert data.outside == 1
+    assert len(data.splits["train"]) == 14
+
+
+def test_what_cannot_be_read_is_named_counted_and_skipped(tree):
+    bad = tree / "train" / "sad" / "0.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(BadData, match=r"0\.png") as caught:
+        load_data(str(tree), size=32)
+    assert "--skip-bad" in caught.value.hint
+    data = load_data(str(tree), size=32, skip_bad=True)
+    assert len(data.skipped) == 1
+    assert "0.png" in data.skipped[0]
+    assert len(data.splits["train"]) == 13
+
+
+def test_an_emotion_without_faces(tree):
+    for path in (tree / "test" / "fear").iterdir():
+        path.unlink()
+    with pytest.raises(BadData, match="'test' has no face of 'fear'"):
+        load_data(str(tree), size=32)
+
+
+def test_an_unknown_class_folder(tree):
+    (tree / "train" / "happy").rename(tree / "train" / "hapy")
+    with pytest.raises(BadData, match="'hapy'"):
+        load_data(str(tree), size=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", "a,b\n1,2\n", "needed are emotion, pixels"),
+        ("x.csv", "emotion,pixels,Usage\n3,1 2 3,Training\n", "line 2"),
+        ("x.csv", "emotion,pixels,Usage\n3,1 2 3 999,Training\n", "line 2"),
+        ("x.csv", "emotion,pixels,Usage\n3,1 2 3 4\n", "2 cells"),
+        ("x.csv", "", "needed are emotion, pixels"),
+        ("x.parquet", "PAR1 but not really", "Parquet"),
+        ("x.txt", "hello", "neither"),
+    ],
+)
+def test_files_that_are_no_data(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadData, match=message):
+        load_data(str(tmp_path / name), size=32)
+
+
+def test_no_such_data_and_an_empty_folder(tmp_path):
+    with pytest.raises(BadData, match="no data at"):
+        load_data(str(tmp_path / "nothing"), size=32)
+    with pytest.raises(BadData, match="no face with a label"):
+        load_data(str(tmp_path), size=32)
+    with pytest.raises(UsageError):
+        load_data("synthetic:few", size=32)
+
+
+def test_parquet_without_the_columns(tmp_path):
+    pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "x.parquet")
+    with pytest.raises(BadData, match="picture"):
+        load_data(str(tmp_path), size=32)
+
+
+def split(images: list[int], labels: list[int]) -> Faces:
+    """Faces of two grey values, so that they are not constant, told apart by the first."""
+    pictures = np.zeros((len(images), 4, 4, 1), dtype=np.uint8)
+    for row, value in enumerate(images):
+        pictures[row, 0, 0] = value
+    return Faces(images=pictures, labels=np.array(labels), flagged=np.zeros(len(images), dtype=bool))
+
+
+def test_clean_rows():
+    data = DataSet(
+        source="x",
+        splits={
+            #              first, copy, blank, conflict with test
+            "train": split([1, 1, 0, 5, 6], [0, 0, 1, 2, 3]),
+            #             leak, first, copy, conflict, new
+            "test": split([1, 7, 7, 5, 9], [0, 4, 4, 3, 6]),
+        },
+    )
+    clean = clean_rows(data)
+    assert clean["train"].tolist() == [True, False, False, False, True]
+    assert clean["test"].tolist() == [False, True, False, False, True]

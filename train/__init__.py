@@ -1,0 +1,1 @@
+"""Training: from labelled faces to the members of an ensemble."""

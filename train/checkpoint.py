@@ -1,0 +1,219 @@
+"""Members on disk: safetensors, and beside each a JSON file with all that rebuilds it.
+
+runs/x/
+  run.json                  configuration, data, versions, accuracy
+  decision.json             the rules fitted on validation faces, and what each candidate did
+  members/1.safetensors     the weights
+  members/1.json            the configuration, the epoch, the hash of the weights
+  metrics.csv               what was logged while training
+"""
+
+import pickle
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emoexport.config import Record
+from emoexport.decision import Decision, RuleReport
+from emoexport.errors import BadCheckpoint, UsageError
+from emoexport.files import sha256_of
+from emoexport.train.config import ModelConfig, RunConfig
+from emoexport.train.emotenet import EmoteNet
+
+__all__ = [
+    "RUN_FILE",
+    "DataRecord",
+    "FittedDecision",
+    "MemberRecord",
+    "RunRecord",
+    "load_member",
+    "load_members",
+    "read_run",
+    "save_member",
+]
+
+RUN_FILE = "run.json"
+
+
+class MemberRecord(Record):
+    """The JSON file beside a member's weights."""
+
+    schema_version: Literal[1] = 1
+    weights: str
+    """The name of the file with the weights, in the same directory."""
+    sha256: str
+    epoch: int
+    validation_accuracy: float
+    model: ModelConfig
+
+
+class DataRecord(Record):
+    """Which faces a run has seen."""
+
+    source: str
+    label_order: str
+    seed: int
+    splits: dict[str, int]
+    """Faces of each split as read."""
+    skipped: int
+    outside: int
+    train_faces: int
+    train_sha256: str
+    validation_faces: int
+    validation_sha256: str
+    validation_from: str
+
+
+class RunRecord(Record):
+    """`run.json`: what the run was made of, and its members, best first."""
+
+    schema_version: Literal[1] = 1
+    config: RunConfig
+    data: DataRecord
+    members: tuple[str, ...]
+    """Names of the members' JSON files, relative to the run."""
+    seconds: float
+    versions: dict[str, str]
+
+
+class FittedDecision(Record):
+    """`decision.json`."""
+
+    decision: Decision
+    validation_accuracy: dict[str, float] = Field(default_factory=dict)
+    """Of each step: best single pass of one member, a member's vote, the full vote, with the rules."""
+    candidates: tuple[RuleReport, ...] = ()
+
+
+def save_member(
+    directory: Path, name: str, network: nn.Module, *, model: ModelConfig, epoch: int, accuracy: float
+) -> str:
+    """Write a member's two files.
+
+    Returns:
+        The name of the JSON file.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / f"{name}.safetensors"
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+    record = MemberRecord(
+        weights=weights.name,
+        sha256=sha256_of(weights),
+        epoch=epoch,
+        validation_accuracy=accuracy,
+        model=model,
+    )
+    (directory / f"{name}.json").write_text(record.to_json(), encoding="utf-8")
+    return f"{name}.json"
+
+
+def read_run(run: Path) -> RunRecord:
+    """Read `run.json`.
+
+    Raises:
+        BadCheckpoint: if the directory is no run, or the file is damaged.
+    """
+    if not (run / RUN_FILE).is_file():
+        raise BadCheckpoint(
+            f"{run} is no training run: there is no {RUN_FILE} in it.",
+            hint="emoexport train --data synthetic:5600 --out runs/x",
+        )
+    return RunRecord.parse_json(run / RUN_FILE, error=BadCheckpoint)
+
+
+def load_members(run: Path) -> tuple[list[MemberRecord], list[EmoteNet]]:
+    """Rebuild the members of a run from their files alone.
+
+    Args:
+        run: directory of the run.
+
+    Returns:
+        Their records, and the networks in evaluation mode.
+
+    Raises:
+        BadCheckpoint: if there are fewer, one cannot be rebuilt, or they do not fit together.
+    """
+    record = read_run(run)
+    needed = record.config.training.members
+    files = [run / name for name in record.members if (run / name).is_file()]
+    if len(files) < needed:
+        raise BadCheckpoint(
+            f"{run} has {len(files)} members; needed are {needed}.",
+            hint="restore the missing files of members/, or train again",
+        )
+    pairs = [load_member(path) for path in files]
+    records = [member for member, _ in pairs]
+    _require_alike(records, files)
+    return records, [network for _, network in pairs]
+
+
+def load_member(path: Path) -> tuple[MemberRecord, EmoteNet]:
+    """Rebuild one member.
+
+    Args:
+        path: its JSON file. The weights beside it are safetensors, or a foreign `.pth`, `.pt` or `.ckpt`, which
+            is read as plain tensors only: nothing in it can run.
+
+    Raises:
+        BadCheckpoint: if a file is missing, damaged or changed, does not fit the configuration, holds code, or
+            holds weights that are not finite.
+    """
+    record = MemberRecord.parse_json(path, error=BadCheckpoint)
+    weights = path.parent / record.weights
+    if weights.resolve().parent != path.parent.resolve() or not weights.is_file():
+        raise BadCheckpoint(f"{path} names the weights '{record.weights}', which are not beside it.")
+    found = sha256_of(weights)
+    if found != record.sha256:
+        raise BadCheckpoint(
+            f"{weights} has the SHA-256 {found[:12]}…; {path.name} says {record.sha256[:12]}…: it is cut short "
+            "or was changed.",
+            hint="restore the file, or train again",
+        )
+    state = _read_weights(weights)
+    try:
+        network = EmoteNet(record.model)
+        network.load_state_dict(state)
+    except (RuntimeError, UsageError) as err:
+        raise BadCheckpoint(f"{weights} does not fit the network of {path.name}: {err}") from err
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise BadCheckpoint(
+            f"{weights} holds values that are not finite, in {broken[0]} and {len(broken) - 1} other tensors.",
+            hint="leave this checkpoint out; a lower learning rate keeps training from diverging",
+        )
+    return record, network.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
+        first = str(err).strip().splitlines()[0]
+        raise BadCheckpoint(
+            f"{path} cannot be read as plain tensors: {first}",
+            hint="save the state_dict alone, best as safetensors; a pickle that would run code is never loaded",
+        ) from err
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise BadCheckpoint(f"{path} holds a {type(state).__name__}; needed is a state_dict of tensors.")
+    return state
+
+
+def _require_alike(records: list[MemberRecord], files: list[Path]) -> None:
+    """Members may differ in architecture, not in what they see and what they name."""
+    first = records[0].model
+    for record, path in zip(records, files, strict=True):
+        for field in ("labels", "image_size", "channels"):
+            ours, theirs = getattr(first, field), getattr(record.model, field)
+            if ours != theirs:
+                raise BadCheckpoint(
+                    f"members do not fit together: {files[0].name} has {field} {ours}, {path.name} has {theirs}.",
+                    hint="build from members of one data set and one size",
+                )
