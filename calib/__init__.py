@@ -1,0 +1,1 @@
+"""Calibration: which faces, and what ranges their activations have."""

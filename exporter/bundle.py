@@ -1,0 +1,174 @@
+"""The directory that `build` writes, and the manifest that says what is in it.
+
+build/x/
+  manifest.json        members, views, vote, decision, input and output, versions, SHA-256 of every file
+  labels.txt
+  model.fp32.onnx      and a graph for each further precision; large weights beside it in .data
+  calibration.json     ranges, method, hashes of the faces (where a precision needed them)
+  reports/             what verify and bench found; not part of the manifest
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from emoexport.config import Record
+from emoexport.decision import Decision
+from emoexport.errors import BadBundle
+from emoexport.files import sha256_of
+
+__all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "Manifest", "MemberEntry", "ViewEntry"]
+
+MANIFEST_FILE = "manifest.json"
+
+
+class MemberEntry(Record):
+    """A member that was folded."""
+
+    sha256: str
+    """Of its weights."""
+    backbone: str
+    epoch: int
+    validation_accuracy: float
+
+
+class ViewEntry(Record):
+    """A view that was folded."""
+
+    name: str
+    function: str
+    parameters: dict[str, float]
+    mirrored: bool
+
+
+class GraphEntry(Record):
+    """A graph of the bundle."""
+
+    file: str
+    opset: int
+    operators: dict[str, int]
+
+
+class FileEntry(Record):
+    """A file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+class CalibrationEntry(Record):
+    """Where the ranges of the INT8 graph are from."""
+
+    file: str
+    method: str
+    faces: int
+    data: str
+    split: str
+
+
+class Manifest(Record):
+    """`manifest.json`."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    """UTC, ISO 8601."""
+    face_shape: tuple[int, int, int]
+    """`(H, W, C)` of the uint8 faces."""
+    max_batch: int
+    labels: tuple[str, ...]
+    run: str
+    """The training run, relative to the bundle where that is possible: the reference is rebuilt from it."""
+    members: tuple[MemberEntry, ...]
+    views: tuple[ViewEntry, ...]
+    vote: Literal["prob-mean"] = "prob-mean"
+    decision: Decision
+    graphs: dict[str, GraphEntry]
+    """By precision."""
+    calibration: CalibrationEntry | None = None
+    data: dict[str, Any]
+    """What the run says of its faces."""
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+    """Every file but the manifest and the reports."""
+    digest: str = ""
+    """SHA-256 of this manifest without this field."""
+
+    def sealed(self) -> "Manifest":
+        """The same manifest with its digest."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    def is_intact(self) -> bool:
+        """Whether the digest fits."""
+        return self.digest == self._digest()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle whose files have been checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """Read the manifest and check every file.
+
+        Raises:
+            BadBundle: if there is no bundle, or a file is missing, cut short, changed or outside of it.
+        """
+        if not (path / MANIFEST_FILE).is_file():
+            raise BadBundle(
+                f"{path} is no bundle: there is no {MANIFEST_FILE} in it.",
+                hint="emoexport build runs/x -o build/x",
+            )
+        manifest = Manifest.parse_json(path / MANIFEST_FILE, error=BadBundle)
+        again = f"emoexport build {manifest.run} -o {path}"
+        if not manifest.is_intact():
+            raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
+        for name, entry in manifest.files.items():
+            _check_file(path, name, entry, hint=again)
+        for graph in manifest.graphs.values():
+            if graph.file not in manifest.files:
+                raise BadBundle(f"{path}: the manifest lists no hash for {graph.file}.", hint=again)
+        return cls(path=path, manifest=manifest)
+
+    def graph(self, precision: str) -> Path:
+        """The ONNX file of a precision.
+
+        Raises:
+            BadBundle: if the bundle has none.
+        """
+        if precision not in self.manifest.graphs:
+            raise BadBundle(
+                f"{self.path} has no {precision} graph; it has {', '.join(self.manifest.graphs)}.",
+                hint=f"emoexport build {self.manifest.run} -o {self.path} --{precision}",
+            )
+        return self.path / self.manifest.graphs[precision].file
+
+    def size_of(self, precision: str) -> int:
+        """Bytes of a precision's graph and its weights."""
+        file = self.manifest.graphs[precision].file
+        return sum(entry.bytes for name, entry in self.manifest.files.items() if name in {file, f"{file}.data"})
+
+    def run(self) -> Path:
+        """The training run that the bundle was built from."""
+        recorded = Path(self.manifest.run)
+        return recorded if recorded.is_absolute() else (self.path / recorded).resolve()
+
+
+def _check_file(bundle: Path, name: str, entry: FileEntry, *, hint: str) -> None:
+    file = bundle / name
+    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    if not inside or file.is_symlink() or not file.resolve().is_relative_to(bundle.resolve()):
+        raise BadBundle(f"{bundle}: the manifest names '{name}', which lies outside the bundle.", hint=hint)
+    if not file.is_file():
+        raise BadBundle(f"{file} is missing.", hint=hint)
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise BadBundle(f"{file} has {size:,} bytes; the manifest says {entry.bytes:,}.", hint=hint)
+    if sha256_of(file) != entry.sha256:
+        raise BadBundle(f"{file} was changed after it was written: its SHA-256 is another.", hint=hint)

@@ -1,0 +1,100 @@
+"""The fold: views, members, vote and decision as one module, from raw faces to a label."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from emoexport.decision import Decision
+from emoexport.views import View
+
+__all__ = ["Fold"]
+
+
+class Fold(nn.Module):
+    """The whole ensemble as one function of the faces, ready for `torch.export`.
+
+    All views of all faces go through a member as one batch of V*N pictures, so K forwards replace K*V.
+    A member maps pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], views: Sequence[View], decision: Decision) -> None:
+        super().__init__()
+        self.show = Show(views)
+        self.members = nn.ModuleList(members)
+        self.vote = Vote(len(views))
+        self.decide = Decide(decision)
+        self.eval()
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Vote and decide.
+
+        Args:
+            faces: uint8 `(N, H, W, C)`.
+
+        Returns:
+            probabilities `(N, L)`, label int64 `(N,)`, confidence `(N,)`.
+        """
+        shown = self.show(faces, next(self.parameters()).dtype)
+        logits = torch.stack([member(shown) for member in self.members])  # (K, V*N, L)
+        probabilities = self.vote(logits)
+        label, confidence = self.decide(probabilities)
+        return probabilities, label, confidence
+
+
+class Show(nn.Module):
+    """All views of all faces."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        super().__init__()
+        self.views = tuple(views)
+
+    def forward(self, faces: Tensor, dtype: torch.dtype) -> Tensor:
+        """Faces uint8 `(N, H, W, C)` to pictures `(V*N, C, H, W)` in [0, 1], view after view."""
+        pictures = faces.permute(0, 3, 1, 2).to(dtype) / 255
+        return torch.cat([view(pictures) for view in self.views])
+
+
+class Vote(nn.Module):
+    """The mean of the softmax probabilities over members and views."""
+
+    def __init__(self, views: int) -> None:
+        super().__init__()
+        self.views = views
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits `(K, V*N, L)` to probabilities `(N, L)`."""
+        return logits.softmax(dim=-1).view(len(logits), self.views, -1, logits.shape[-1]).mean(dim=(0, 1))
+
+
+class Decide(nn.Module):
+    """`decision.Decision.decide` in tensor operations that every runtime has."""
+
+    thresholds: Tensor
+    margins: Tensor
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__()
+        self.has_thresholds = bool(decision.thresholds)
+        self.has_pairs = bool(decision.pairs)
+        self.register_buffer("thresholds", torch.from_numpy(decision.threshold_array))
+        # Runtimes differ in arithmetic with infinities; a lead is never below -1, so -2 means "no rule" too.
+        self.register_buffer("margins", torch.from_numpy(decision.margin_array).clamp(min=-2).flatten())
+
+    def forward(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities `(N, L)` to label int64 `(N,)` and confidence `(N,)`."""
+        chosen = probabilities
+        if self.has_thresholds:
+            allowed = probabilities >= self.thresholds
+            chosen = torch.where(allowed, probabilities, -1.0)
+            chosen = torch.where(allowed.any(dim=-1, keepdim=True), chosen, probabilities)
+        label = chosen.argmax(dim=-1, keepdim=True)
+        if self.has_pairs:
+            count = probabilities.shape[-1]
+            ours = torch.arange(count, device=label.device) == label
+            others = torch.where(ours, -1.0, probabilities)
+            second = others.argmax(dim=-1, keepdim=True)
+            lead = probabilities.gather(-1, label) - probabilities.gather(-1, second)
+            margin = self.margins[label * count + second]
+            label = torch.where(lead < margin, second, label)
+        return label.squeeze(-1), probabilities.gather(-1, label).squeeze(-1)

@@ -1,0 +1,68 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from emoexport.errors import CheckFailed
+from emoexport.fold import Fold
+from emoexport.onnx_graph import PASSES, check_graph, export_fold, operators
+from emoexport.reference import Reference
+from emoexport.views import VIEWS
+
+SHAPE = (32, 32, 1)
+
+# What ONNX Runtime, OpenVINO and TensorRT 10 and 11 all read. Source: the operator tables of the three.
+PORTABLE = {
+    *("Add", "ArgMax", "Cast", "Clip", "Concat", "Conv", "Div", "Equal", "Gather", "GatherElements", "GatherND"),
+    *("Gelu", "Gemm", "GreaterOrEqual", "LayerNormalization", "Less", "MatMul", "Mul", "Pow", "ReduceMax"),
+    *("ReduceMean", "Reshape", "Slice", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+}
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory, networks, rules) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    fold = Fold([copy.deepcopy(network) for network in networks], tuple(VIEWS.values()), rules)
+    export_fold(fold, path, face_shape=SHAPE, max_batch=64)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 64])
+def test_onnx_runtime_says_what_the_reference_says(count, graph, networks, rules, faces):
+    some = np.resize(faces[0], (count, *SHAPE))
+    wanted = Reference(members=networks, views=tuple(VIEWS.values()), decision=rules).run(some)
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    probabilities, label, confidence = session.run(["probabilities", "label", "confidence"], {"faces": some})
+    assert np.abs(probabilities - wanted.probabilities).max() < 1e-5
+    assert np.array_equal(label, wanted.label)
+    assert np.abs(confidence - wanted.confidence).max() < 1e-5
+    assert (probabilities.dtype, label.dtype, confidence.dtype) == (np.float32, np.int64, np.float32)
+
+
+def test_operators_are_portable(graph):
+    assert set(operators(graph)) <= PORTABLE
+    assert operators(graph)["LayerNormalization"] > 0  # native: TensorRT then accumulates it in FP32
+
+
+def test_nodes_are_named_for_the_modules_they_come_from(graph):
+    names = [node.name for node in onnx.load(graph).graph.node]
+    assert len(names) == len(set(names))
+    assert {name.split("/")[0].split(".")[0] for name in names} == {"show", "members", "stack", "vote", "decide"}
+
+
+def test_the_file_tells_nothing_of_the_machine_it_was_made_on(graph):
+    data = graph.read_bytes()
+    for trace in (b"stack_trace", b"site-packages", str(Path(__file__).parents[1]).encode(), b"/home/"):
+        assert trace not in data
+
+
+def test_the_passes_are_visible():
+    assert [one_pass.__name__ for one_pass in PASSES] == ["_name_by_scope", "_strip_metadata"]
+
+
+def test_another_graph_is_refused(graph):
+    with pytest.raises(CheckFailed, match="faces"):
+        check_graph(graph, face_shape=(48, 48, 1))
