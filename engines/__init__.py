@@ -1,0 +1,111 @@
+"""Engines: graphs compiled for one runtime. To add a runtime, write one file and one row of `BACKENDS`.
+
+Nothing here imports a runtime until an engine of it is opened, and nothing but `torch_engine` needs torch.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from emoexport.engines.base import Engine
+from emoexport.errors import MissingRuntime, UsageError
+
+__all__ = ["BACKENDS", "Backend", "backends_named", "open_engine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One row of `BACKENDS`."""
+
+    name: str
+    title: str
+    target: str
+    """`module:Class`, a text so that naming an engine imports no runtime."""
+    package: str
+    """What must be importable."""
+    requirement: str
+    """What to install if it is not."""
+    precisions: tuple[str, ...]
+
+    def is_installed(self) -> bool:
+        """Whether the runtime can be imported here."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+BACKENDS: Mapping[str, Backend] = {
+    row.name: row
+    for row in (
+        Backend(
+            name="onnxruntime",
+            title="ONNX Runtime",
+            target="emoexport.engines.onnxruntime_engine:OnnxRuntimeEngine",
+            package="onnxruntime",
+            requirement="onnxruntime-gpu",
+            precisions=("fp32", "fp16", "int8"),
+        ),
+        Backend(
+            name="openvino",
+            title="OpenVINO",
+            target="emoexport.engines.openvino_engine:OpenVinoEngine",
+            package="openvino",
+            requirement="'emoexport[openvino]'",
+            precisions=("fp32", "fp16", "int8"),
+        ),
+    )
+}
+
+
+def backends_named(names: list[str] | None) -> list[Backend]:
+    """Look up backends by name; without names those whose runtime is installed.
+
+    Raises:
+        UsageError: if a name is unknown.
+        MissingRuntime: if a runtime asked for by name is not installed.
+    """
+    if not names:
+        return [row for row in BACKENDS.values() if row.is_installed()]
+    for name in names:
+        if name not in BACKENDS:
+            raise UsageError(f"'{name}' is no engine; known are {', '.join(BACKENDS)}.")
+        if not BACKENDS[name].is_installed():
+            raise MissingRuntime(
+                f"{BACKENDS[name].title} is not installed here.",
+                hint=f"pip install {BACKENDS[name].requirement}",
+            )
+    return [BACKENDS[name] for name in names]
+
+
+def open_engine(
+    backend: Backend,
+    graph: Path,
+    *,
+    precision: str,
+    face_shape: tuple[int, int, int],
+    max_batch: int,
+    threads: int | None = None,
+) -> Engine:
+    """Compile a graph for this machine.
+
+    Args:
+        backend: a row of `BACKENDS`.
+        graph: the ONNX file.
+        precision: its precision.
+        face_shape: `(H, W, C)` of the faces.
+        max_batch: the largest number of faces in a call.
+        threads: how many the runtime may use; None leaves it to the runtime.
+
+    Raises:
+        MissingRuntime: if the runtime is not installed.
+        BadBundle: if the runtime cannot load the graph.
+    """
+    module, _, name = backend.target.partition(":")
+    try:
+        engine = getattr(importlib.import_module(module), name)
+    except ImportError as err:
+        raise MissingRuntime(
+            f"{backend.title} cannot be imported: {err}.", hint=f"pip install {backend.requirement}"
+        ) from err
+    opened: Engine = engine(graph, precision=precision, face_shape=face_shape, max_batch=max_batch, threads=threads)
+    return opened

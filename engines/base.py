@@ -1,0 +1,77 @@
+"""What every engine has in common: what it takes, what it refuses, what it answers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoexport.errors import BadInput
+from emoexport.outcome import Outcome
+
+__all__ = ["Engine"]
+
+
+class Engine(ABC):
+    """A loaded session. It takes faces and answers outcomes; it keeps nothing between calls."""
+
+    backend: ClassVar[str]
+
+    def __init__(self, *, precision: str, face_shape: tuple[int, int, int], max_batch: int) -> None:
+        self.precision = precision
+        self.face_shape = face_shape
+        self.max_batch = max_batch
+
+    @property
+    def name(self) -> str:
+        """Runtime and precision, as in `onnxruntime-int8`."""
+        return f"{self.backend}-{self.precision}"
+
+    def run(self, faces: NDArray[np.uint8]) -> Outcome:
+        """Decide about faces in one call of the runtime.
+
+        Args:
+            faces: uint8 `(N, H, W, C)`, 1 <= N <= `max_batch`.
+
+        Raises:
+            BadInput: if the type or the shape is another.
+        """
+        self._refuse(faces)
+        return self._run(np.ascontiguousarray(faces))
+
+    def run_all(
+        self,
+        faces: NDArray[np.uint8],
+        *,
+        batch_size: int = 16,
+        progress: Callable[[int], object] = lambda _: None,
+    ) -> Outcome:
+        """Decide about any number of faces, batch by batch.
+
+        Args:
+            faces: uint8 `(N, H, W, C)`, N >= 1.
+            batch_size: faces in a call.
+            progress: called with the number of faces done after each batch.
+        """
+        parts = []
+        for start in range(0, max(1, len(faces)), batch_size):
+            batch = faces[start : start + batch_size]
+            parts.append(self.run(batch))
+            progress(len(batch))
+        probabilities, label, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Outcome(probabilities, label, confidence)
+
+    @abstractmethod
+    def _run(self, faces: NDArray[np.uint8]) -> Outcome:
+        """Run checked, contiguous faces."""
+
+    def _refuse(self, faces: NDArray[np.uint8]) -> None:
+        needed = f"uint8 faces (N, {', '.join(map(str, self.face_shape))}), N from 1 to {self.max_batch}"
+        if not isinstance(faces, np.ndarray) or faces.dtype != np.uint8:
+            found = getattr(faces, "dtype", type(faces).__name__)
+            raise BadInput(f"found {found}; needed are {needed}.")
+        if faces.ndim != 4 or faces.shape[1:] != self.face_shape:
+            raise BadInput(f"found the shape {faces.shape}; needed are {needed}.")
+        if not 1 <= len(faces) <= self.max_batch:
+            raise BadInput(f"found {len(faces)} faces in a call; needed are {needed}.")

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+
+from emoexport import pipeline
+from emoexport.engines import BACKENDS, backends_named, open_engine
+from emoexport.engines.base import Engine
+from emoexport.engines.torch_engine import TorchEngine
+from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
+from emoexport.precision import PRECISIONS
+
+CASES = [(backend, precision) for backend in BACKENDS.values() for precision in backend.precisions]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
+def engine(request, bundle) -> Engine:
+    backend, precision = request.param
+    if not backend.is_installed():
+        pytest.skip(f"{backend.title} is not installed")
+    return open_engine(
+        backend, bundle.graph(precision), precision=precision, face_shape=bundle.manifest.face_shape, max_batch=64
+    )
+
+
+def test_every_engine_is_within_the_tolerance_of_its_precision(engine, bundle, faces):
+    wanted = pipeline.open_reference(bundle)[0].run(faces[0])
+    found = engine.run_all(faces[0], batch_size=32)
+    tolerance = PRECISIONS[engine.precision].tolerance
+    difference = np.abs(found.probabilities - wanted.probabilities)
+    assert difference.max() <= tolerance.max_difference
+    assert difference.mean() <= tolerance.mean_difference
+    if engine.precision == "fp32":
+        assert difference.max() <= 1e-5
+        assert np.array_equal(found.label, wanted.label)
+
+
+def test_precisions_do_differ(bundle, faces):
+    """Or an INT8 engine might be the FP32 graph under another name."""
+    opened = {engine.name: engine.run(faces[0][:16]) for engine in pipeline.open_engines(bundle)}
+    for name, outcome in opened.items():
+        backend, _, precision = name.partition("-")
+        if precision != "fp32":
+            difference = np.abs(outcome.probabilities - opened[f"{backend}-fp32"].probabilities).max()
+            assert difference > 1e-7, name
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_rows_do_not_depend_on_their_neighbours(engine, faces, count):
+    """Identical rows, permuted rows and other batch sizes give the same answers."""
+    slack = 1e-6 if engine.precision == "fp32" else 2e-3
+    some = faces[0][:count]
+    together = engine.run(some).probabilities
+    alone = np.concatenate([engine.run(face[None]).probabilities for face in some])
+    assert np.abs(together - alone).max() <= slack
+    order = np.random.default_rng(0).permutation(count)
+    assert np.abs(engine.run(some[order]).probabilities - together[order]).max() <= slack
+    same = engine.run(np.repeat(some[:1], count, axis=0)).probabilities
+    assert np.abs(same - same[0]).max() <= slack
+
+
+def test_a_mirrored_face_gets_the_same_vote(engine, faces):
+    slack = 1e-6 if engine.precision == "fp32" else 2e-3
+    straight, mirrored = engine.run(faces[0][:8]), engine.run(np.ascontiguousarray(faces[0][:8, :, ::-1]))
+    assert np.abs(straight.probabilities - mirrored.probabilities).max() <= slack
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.zeros((0, 32, 32, 1), dtype=np.uint8),
+        np.zeros((65, 32, 32, 1), dtype=np.uint8),
+        np.zeros((2, 32, 32, 3), dtype=np.uint8),
+        np.zeros((2, 48, 48, 1), dtype=np.uint8),
+        np.zeros((32, 32, 1), dtype=np.uint8),
+        np.zeros((2, 32, 32, 1), dtype=np.float32),
+        [[0]],
+    ],
+    ids=["none", "too many", "channels", "size", "no batch", "type", "list"],
+)
+def test_what_an_engine_refuses(engine, given):
+    with pytest.raises(BadInput, match="needed are uint8 faces"):
+        engine.run(given)
+
+
+def test_slices_and_views_of_arrays_are_taken(engine, faces):
+    apart = faces[0][:8:2]
+    assert np.array_equal(engine.run(apart).label, engine.run(np.ascontiguousarray(apart)).label)
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=lambda row: row.name)
+def test_a_file_that_is_no_graph(backend, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07not a graph")
+    with pytest.raises(BadBundle, match=r"model\.onnx"):
+        open_engine(backend, tmp_path / "model.onnx", precision="fp32", face_shape=(32, 32, 1), max_batch=4)
+
+
+def test_the_reference_is_an_engine_too(bundle, faces):
+    reference, _, _ = pipeline.open_reference(bundle)
+    engine = TorchEngine(reference, face_shape=(32, 32, 1), max_batch=64)
+    assert np.array_equal(engine.run(faces[0][:5]).label, reference.run(faces[0][:5]).label)
+
+
+def test_names_are_checked(monkeypatch):
+    with pytest.raises(UsageError, match="'tpu'"):
+        backends_named(["tpu"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingRuntime, match="OpenVINO is not installed") as caught:
+        backends_named(["openvino"])
+    assert "pip install" in caught.value.hint

@@ -1,0 +1,50 @@
+import json
+import time
+
+import numpy as np
+import pytest
+
+from emoexport import pipeline
+from emoexport.engines.timing import interleave, latency_of, ratio_of
+from emoexport.errors import BadBundle
+
+
+def test_calls_are_taken_in_turn_and_warm_up_does_not_count():
+    order: list[str] = []
+    samples = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
+    assert order == ["a", "b"] * 4
+    assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3}
+
+
+def test_times_are_milliseconds():
+    samples = interleave({"nap": lambda: time.sleep(0.02)}, rounds=3)
+    assert 20 <= latency_of(samples["nap"]).p50_ms < 60
+
+
+def test_a_ratio_and_its_interval():
+    rng = np.random.default_rng(0)
+    drift = np.linspace(1, 3, 40)  # the machine slows down threefold; both feel it
+    slow, fast = 40 * drift * rng.normal(1, 0.05, 40), 10 * drift * rng.normal(1, 0.05, 40)
+    ratio = ratio_of(slow, fast)
+    assert ratio.low < 4 < ratio.high
+    assert ratio.high - ratio.low < 0.5
+    assert ratio_of(slow, slow).value == 1
+
+
+def test_bench_measures_every_engine_and_the_reference(bundle, quiet):
+    report = pipeline.bench(bundle, batches=(1, 4), rounds=3, console=quiet)
+    names = {result.engine for result in report.results}
+    assert "torch-fp32" in names
+    assert len(report.results) == 2 * len(names)
+    for result in report.results:
+        assert len(result.samples_ms) == 3
+        assert result.faces_a_second == pytest.approx(1000 / result.ms_a_face, rel=1e-2)
+        assert result.passes_a_second == pytest.approx(32 * result.faces_a_second, rel=1e-2)
+    saved = json.loads((bundle.path / "reports/bench.json").read_text())
+    assert saved["passes_a_face"] == 32
+    assert "torch" in saved["machine"]
+
+
+def test_a_batch_that_the_bundle_does_not_take(bundle, quiet):
+    with pytest.raises(BadBundle, match="1 to 64"):
+        pipeline.bench(bundle, batches=(1, 65), console=quiet)
