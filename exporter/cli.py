@@ -1,0 +1,290 @@
+"""The command line. It loads torch, onnx and runtimes only inside the commands that need them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+
+from emoexport import __version__
+from emoexport.errors import EmoexportError, UsageError
+
+__all__ = ["app", "main"]
+
+MAP = """\
+[bold]emoexport[/bold]: facial-emotion ensembles from the lab to production.
+
+  1. emoexport train  --data D --out runs/x          five members from labelled faces
+  2. emoexport build  runs/x -o build/x --fp16 --int8  one graph from raw faces to a label
+  3. emoexport verify build/x --data D               does it decide like the PyTorch reference?
+  4. emoexport bench  build/x                        how fast is it?
+
+Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
+Each command takes --help."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """Errors become one sentence, the next command and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+        try:
+            return super().invoke(ctx)
+        except EmoexportError as err:
+            errors.print(f"error: {err}", style="red")
+            if err.hint:
+                errors.print(f"next: {err.hint}")
+            raise typer.Exit(err.exit_code) from err
+        except KeyboardInterrupt as err:
+            errors.print("stopped; nothing was left half-written.")
+            raise typer.Exit(130) from err
+
+
+app = typer.Typer(
+    name="emoexport",
+    cls=_Commands,
+    help="Facial-emotion ensembles from the lab to production.",
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads a runtime may use; it chooses itself if none is given.")
+]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option("--engine", help="A runtime, repeatable: onnxruntime, openvino. All installed ones if none."),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help="A precision, repeatable: fp32, fp16, int8. All of the bundle if none."),
+]
+BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
+LabelOrder = Annotated[str, typer.Option(help="What numbered labels mean: fer2013, ferplus, rafdb or affectnet.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
+
+
+@app.callback(invoke_without_command=True)
+def _map(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"emoexport {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        Console(highlight=False, soft_wrap=True).print(MAP)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder tree <split>/<emotion>/*.png, a FER-2013 CSV, a Parquet file or folder, or synthetic:N."
+        ),
+    ] = "synthetic:5600",
+    out: Annotated[Path | None, typer.Option(help="The run's directory; runs/<data>-<preset> if none.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="tiny: minutes, for trying. cpu: FER-2013 on two cores in half an hour.")
+    ] = "tiny",
+    config: Annotated[Path | None, typer.Option(help="A TOML file of your own instead of a preset.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    members: Annotated[int | None, typer.Option(min=1, help="How many checkpoints become members.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    label_order: LabelOrder = "fer2013",
+    skip_bad: SkipBad = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
+) -> None:
+    """Train a network and keep its best checkpoints as the members of an ensemble.
+
+    Example: [bold]emoexport train --data fer2013.csv --preset cpu --out runs/fer2013[/bold]
+    """
+    from emoexport.train.config import load_config  # noqa: PLC0415
+    from emoexport.train.dataset import load_data  # noqa: PLC0415
+    from emoexport.train.ensemble import train_ensemble  # noqa: PLC0415
+
+    console = _console()
+    settings = load_config(preset, file=config, epochs=epochs, members=members, batch_size=batch_size, seed=seed)
+    plain = data.partition(":")[0]
+    out = out or Path("runs") / f"{Path(plain).stem or 'data'}-{config.stem if config else preset}"
+    console.print(f"reading {data} ...", highlight=False)
+    faces = load_data(
+        data,
+        size=settings.model.image_size,
+        channels=settings.model.channels,
+        label_order=label_order,
+        skip_bad=skip_bad,
+        seed=settings.training.seed,
+    )
+    _tell_data(console, faces)
+    train_ensemble(settings, faces, out, label_order=label_order, console=console, force=force)
+    console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def build(
+    run: Annotated[Path | None, typer.Argument(help="The training run; the newest under runs/ if none.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", "--out", help="The bundle; build/<run> if none.")
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph whose members compute in FP16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Add a graph whose members compute in INT8.")] = False,
+    calib_size: Annotated[int, typer.Option(min=7, help="Training faces to calibrate INT8 on.")] = 512,
+    calib_data: Annotated[
+        str | None, typer.Option(help="Where the training faces are, if not where the run read them.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="The largest number of faces in a call.")] = 256,
+) -> None:
+    """Fold members, views, vote and decision into one graph, at FP32 and at the precisions asked for.
+
+    Example: [bold]emoexport build runs/fer2013 -o build/fer2013 --fp16 --int8[/bold]
+    """
+    run = run or _newest(Path("runs"), "run.json", "emoexport train")
+    out = out or Path("build") / run.resolve().name
+    from emoexport.pipeline import build as build_bundle  # noqa: PLC0415
+
+    console = _console()
+    bundle = build_bundle(
+        run,
+        out,
+        precisions=[name for name, wanted in (("fp16", fp16), ("int8", int8)) if wanted],
+        calibration_faces=calib_size,
+        calibration_data=calib_data,
+        max_batch=max_batch,
+        console=console,
+    )
+    for precision, graph in bundle.manifest.graphs.items():
+        console.print(f"{out / graph.file}  {bundle.size_of(precision) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    console.print(f"next: emoexport verify {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    bundle: BundleDir = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which split; test or public_test if none.")] = None,
+    engine: Engines = None,
+    precision: Precisions = None,
+    run: RunOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use this many faces, drawn at random.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Faces in a call.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted calls for the times.")] = 10,
+    threads: Threads = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Compare every engine with the PyTorch reference on labelled faces; exit code 1 if one differs too much.
+
+    Example: [bold]emoexport verify build/fer2013 --data fer2013.csv --split public_test[/bold]
+    """
+    path = bundle or _newest(Path("build"), "manifest.json", "emoexport build")
+    from emoexport import pipeline  # noqa: PLC0415
+    from emoexport.bundle import Bundle  # noqa: PLC0415
+    from emoexport.tables import parity_table  # noqa: PLC0415
+
+    console = _console()
+    report = pipeline.verify(
+        Bundle.open(path),
+        data=data,
+        split=split,
+        engines=engine,
+        precisions=precision,
+        run=run,
+        limit=limit,
+        batch=batch,
+        rounds=rounds,
+        threads=threads,
+        skip_bad=skip_bad,
+        console=console,
+    )
+    for rows in dict.fromkeys(result.rows for result in report.results):
+        count = next(result.accuracy.n for result in report.results if result.rows == rows)
+        title = f"{report.data}, {report.split}, {rows} rows, n = {count:,}"
+        _print_table(console, title, parity_table(report, rows))
+    for result in report.results:
+        for failure in result.failures:
+            console.print(f"{result.engine}, {result.rows} rows: {failure}", style="red", highlight=False)
+    console.print(
+        f"verdict: {report.verdict}\nbundle: {path}\nreports: {path / 'reports' / 'parity.md'}, "
+        f"{path / 'reports' / 'parity.json'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    raise typer.Exit(0 if report.verdict == "passed" else 1)
+
+
+@app.command()
+def bench(
+    bundle: BundleDir = None,
+    engine: Engines = None,
+    precision: Precisions = None,
+    run: RunOption = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Faces in a call, repeatable; 1 and 16 if none.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each engine at each batch size.")] = 20,
+    threads: Threads = None,
+) -> None:
+    """Time every engine against the PyTorch reference, all in turn; the last line printed is JSON.
+
+    Example: [bold]emoexport bench build/fer2013 --batch 1 --batch 32[/bold]
+    """
+    path = bundle or _newest(Path("build"), "manifest.json", "emoexport build")
+    from emoexport import pipeline  # noqa: PLC0415
+    from emoexport.bundle import Bundle  # noqa: PLC0415
+    from emoexport.tables import speed_table  # noqa: PLC0415
+
+    console = _console()
+    report = pipeline.bench(
+        Bundle.open(path),
+        engines=engine,
+        precisions=precision,
+        run=run,
+        batches=batch or (1, 16),
+        rounds=rounds,
+        threads=threads,
+        console=console,
+    )
+    _print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
+    console.print(f"reports: {path / 'reports' / 'bench.md'}, {path / 'reports' / 'bench.json'}", highlight=False)
+    typer.echo(report.model_dump_json())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _console() -> Console:
+    return Console(markup=False)
+
+
+def _print_table(console: Console, title: str, table: Any) -> None:
+    """Print a table whole: where the terminal is too narrow, or there is none, lines run over."""
+    console.print(f"\n{title}", highlight=False, soft_wrap=True)
+    width = Console(width=1000).measure(table).maximum
+    Console(markup=False, width=max(width, console.width)).print(table)
+
+
+def _tell_data(console: Console, data: Any) -> None:
+    for name, faces in data.splits.items():
+        console.print(f"  {name}: {len(faces):,} faces", highlight=False)
+    if data.outside:
+        console.print(f"  {data.outside:,} rows left out: their label is none of the seven emotions", highlight=False)
+    if data.skipped:
+        console.print(f"  {len(data.skipped):,} left out that cannot be read:", style="yellow", highlight=False)
+        for sentence in data.skipped[:10]:
+            console.print(f"    {sentence}", highlight=False, soft_wrap=True)
+
+
+def _newest(root: Path, marker: str, command: str) -> Path:
+    found = sorted(root.glob(f"*/{marker}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError(f"nothing is named, and there is no {root}/*/{marker}.", hint=command)
+    return found[-1].parent

@@ -1,0 +1,433 @@
+"""Where the stages meet: a run becomes a bundle, a bundle is verified and timed."""
+
+import datetime as dt
+import functools
+import importlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from emoexport.bundle import (
+    MANIFEST_FILE,
+    Bundle,
+    CalibrationEntry,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    MemberEntry,
+    ViewEntry,
+)
+from emoexport.calib.ranges import Calibration, activation_ranges
+from emoexport.calib.sampler import balanced_rows
+from emoexport.engines import backends_named, open_engine
+from emoexport.engines.base import Engine
+from emoexport.engines.machine import describe_machine, versions_of
+from emoexport.engines.timing import interleave, latency_of
+from emoexport.engines.torch_engine import TorchEngine
+from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
+from emoexport.files import new_directory, sha256_of, write_text
+from emoexport.fold import Fold
+from emoexport.onnx_graph import OPSET, export_fold, operators
+from emoexport.parity import ParityReport, compare
+from emoexport.precision import PRECISIONS, Precision, precisions_named
+from emoexport.progress import progress_bar
+from emoexport.quantize import QUANTIZED_OPERATORS
+from emoexport.reference import Reference
+from emoexport.tables import parity_markdown, speed_markdown
+from emoexport.throughput import SpeedReport, measure
+from emoexport.train.audit import clean_rows, face_hashes
+from emoexport.train.checkpoint import FittedDecision, RunRecord, load_members, read_run
+from emoexport.train.config import RunConfig
+from emoexport.train.dataset import DataSet, load_data
+from emoexport.train.ensemble import training_faces
+from emoexport.views import views_named
+
+__all__ = ["bench", "build", "data_of_run", "open_engines", "open_reference", "verify"]
+
+
+def build(
+    run: Path,
+    out: Path,
+    *,
+    precisions: Sequence[str] = (),
+    calibration_faces: int = 512,
+    calibration_data: str | None = None,
+    max_batch: int = 256,
+    console: Console,
+) -> Bundle:
+    """Fold a run into graphs.
+
+    Args:
+        run: a directory that `train` wrote.
+        out: the bundle; it appears when it is complete, and replaces a bundle that stands there.
+        precisions: besides FP32, which the others are made from.
+        calibration_faces: how many faces of the training split to calibrate on.
+        calibration_data: where they are, if not where the run read them.
+        max_batch: the largest number of faces in a call.
+        console: where progress is shown.
+
+    Raises:
+        BadCheckpoint: if the members cannot be rebuilt or do not fit together.
+        BadData: if calibration needs faces and they cannot be read.
+    """
+    rows = precisions_named(list(precisions))
+    record = read_run(run)
+    entries, members = load_members(run)
+    decision = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint).decision
+    model = entries[0].model
+    views = views_named(record.config.views)
+    shape = (model.image_size, model.image_size, model.channels)
+    data = data_of_run(run, record, calibration_data) if any(row.calibrated for row in rows) else None
+    with new_directory(out, marker=MANIFEST_FILE) as directory:
+        console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
+        fp32 = directory / "model.fp32.onnx"
+        export_fold(Fold(members, views, decision), fp32, face_shape=shape, max_batch=max_batch)
+        calibration = None
+        ranges: dict[str, tuple[float, float]] = {}
+        if data is not None:
+            calibration, ranges = _calibrate(
+                directory, fp32, data, record.config, count=calibration_faces, console=console
+            )
+        for row in rows:
+            if row.converter:
+                console.print(f"converting to {row.title} ...", highlight=False)
+                _convert(row, fp32, directory / f"model.{row.name}.onnx", ranges)
+        write_text(directory / "labels.txt", "".join(f"{label}\n" for label in model.labels))
+        manifest = Manifest(
+            created=_now(),
+            face_shape=shape,
+            max_batch=max_batch,
+            labels=model.labels,
+            run=os.path.relpath(run.resolve(), out.resolve()),
+            members=tuple(
+                MemberEntry(
+                    sha256=entry.sha256,
+                    backbone=entry.model.backbone,
+                    epoch=entry.epoch,
+                    validation_accuracy=entry.validation_accuracy,
+                )
+                for entry in entries
+            ),
+            views=tuple(
+                ViewEntry(
+                    name=view.name,
+                    function=view.function.__name__,
+                    parameters=dict(view.parameters),
+                    mirrored=view.mirrored,
+                )
+                for view in views
+            ),
+            decision=decision,
+            graphs={row.name: _graph_entry(directory, row) for row in rows},
+            calibration=calibration,
+            data=record.data.model_dump(mode="json"),
+            versions=versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
+            files={
+                file.name: FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size)
+                for file in sorted(directory.iterdir())
+            },
+        )
+        write_text(directory / MANIFEST_FILE, manifest.sealed().to_json())
+    return Bundle.open(out)
+
+
+def _graph_entry(directory: Path, row: Precision) -> GraphEntry:
+    file = directory / f"model.{row.name}.onnx"
+    return GraphEntry(file=file.name, opset=OPSET, operators=operators(file))
+
+
+def _convert(row: Precision, source: Path, target: Path, ranges: dict[str, tuple[float, float]]) -> None:
+    module, _, name = row.converter.partition(":")
+    getattr(importlib.import_module(module), name)(source, target, ranges)
+
+
+def _calibrate(
+    directory: Path, graph: Path, data: DataSet, config: RunConfig, *, count: int, console: Console
+) -> tuple[CalibrationEntry, dict[str, tuple[float, float]]]:
+    """Calibrate on faces that the members were trained on: never on those that judge them."""
+    train = training_faces(data, config).train
+    chosen = train.take(balanced_rows(train.labels, count, seed=config.training.seed))
+    with (
+        tempfile.TemporaryDirectory(dir=directory) as scratch,
+        progress_bar(console, "calibrating on training faces", len(chosen)) as advance,
+    ):
+        ranges = activation_ranges(
+            graph, chosen.images, scratch=Path(scratch), operators=QUANTIZED_OPERATORS, progress=advance
+        )
+    source = data_name(data.source)
+    calibration = Calibration(
+        data=source,
+        data_sha256=train.sha256(),
+        face_hashes=tuple(face_hashes(chosen.images)),
+        graph_sha256=sha256_of(graph),
+        ranges=ranges,
+    )
+    write_text(directory / "calibration.json", calibration.to_json())
+    entry = CalibrationEntry(
+        file="calibration.json", method=calibration.method, faces=len(chosen), data=source, split="train"
+    )
+    return entry, ranges
+
+
+def data_of_run(run: Path, record: RunRecord, source: str | None = None, *, skip_bad: bool = False) -> DataSet:
+    """Read faces as a run did.
+
+    Args:
+        run: the run's directory.
+        record: its record.
+        source: where the faces are; None for where the run read them.
+        skip_bad: leave out what cannot be read.
+
+    Raises:
+        BadData: if they cannot be read.
+    """
+    if source is None:
+        source = record.data.source
+        if not source.startswith("synthetic"):
+            source = str((run.resolve() / source).resolve())
+    model = record.config.model
+    return load_data(
+        source,
+        size=model.image_size,
+        channels=model.channels,
+        label_order=record.data.label_order,
+        seed=record.data.seed,
+        skip_bad=skip_bad,
+    )
+
+
+def data_name(source: str) -> str:
+    """How reports name data: without the folders of the machine it lies on."""
+    return source if source.startswith("synthetic") else Path(source).resolve().name
+
+
+def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
+    """Rebuild the PyTorch reference of a bundle from the run it was built from.
+
+    Args:
+        bundle: the bundle.
+        run: where the run is now, if it was moved.
+
+    Raises:
+        BadCheckpoint: if the run is not there, or its members are not those that were folded.
+    """
+    where = run or bundle.run()
+    if not where.is_dir():
+        raise BadCheckpoint(
+            f"the training run of {bundle.path} is not at {where}; the reference is rebuilt from it.",
+            hint="--run names its directory",
+        )
+    record = read_run(where)
+    entries, members = load_members(where)
+    if [entry.sha256 for entry in entries] != [member.sha256 for member in bundle.manifest.members]:
+        raise BadCheckpoint(
+            f"the members in {where} are not those that {bundle.path} was built from.",
+            hint=f"emoexport build {where} -o {bundle.path}",
+        )
+    views = views_named([view.name for view in bundle.manifest.views])
+    return Reference(members=members, views=views, decision=bundle.manifest.decision), where, record
+
+
+def open_engines(
+    bundle: Bundle,
+    *,
+    engines: list[str] | None = None,
+    precisions: list[str] | None = None,
+    threads: int | None = None,
+) -> list[Engine]:
+    """Open every graph of a bundle with every runtime.
+
+    Args:
+        bundle: the bundle.
+        engines: names of backends; None for all that are installed.
+        precisions: None for all of the bundle.
+        threads: how many each runtime may use.
+
+    Raises:
+        MissingRuntime: if no runtime is installed.
+        BadBundle: if the bundle has no graph of a precision asked for.
+    """
+    graphs = {precision: bundle.graph(precision) for precision in precisions or bundle.manifest.graphs}
+    chosen = [
+        (backend, precision)
+        for precision in graphs
+        for backend in backends_named(engines)
+        if precision in backend.precisions
+    ]
+    if not chosen:
+        raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
+    return [
+        open_engine(
+            backend,
+            graphs[precision],
+            precision=precision,
+            face_shape=bundle.manifest.face_shape,
+            max_batch=bundle.manifest.max_batch,
+            threads=threads,
+        )
+        for backend, precision in chosen
+    ]
+
+
+def verify(
+    bundle: Bundle,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    engines: list[str] | None = None,
+    precisions: list[str] | None = None,
+    run: Path | None = None,
+    limit: int | None = None,
+    batch: int = 16,
+    rounds: int = 10,
+    threads: int | None = None,
+    skip_bad: bool = False,
+    console: Console,
+) -> ParityReport:
+    """Compare every engine with the reference on labelled faces, and write `reports/parity.json` and `.md`.
+
+    Args:
+        bundle: the bundle.
+        data: where the faces are; None for where the run read them.
+        split: which split; None for the one meant for testing.
+        engines: names of backends; None for all that are installed.
+        precisions: None for all of the bundle.
+        run: where the run is now, if it was moved.
+        limit: use this many faces only, drawn at random.
+        batch: faces in a call.
+        rounds: counted calls for the times.
+        threads: how many each runtime may use.
+        skip_bad: leave out faces that cannot be read.
+        console: where progress is shown.
+    """
+    batch = min(batch, bundle.manifest.max_batch)
+    reference, where, record = open_reference(bundle, run)
+    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
+    dataset = data_of_run(where, record, data, skip_bad=skip_bad)
+    split = split or dataset.evaluation_split()
+    faces, clean = dataset.split(split), clean_rows(dataset)[split]
+    if limit is not None and limit < len(faces):
+        rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
+        faces, clean = faces.take(rows), clean[rows]
+    if split in ("train", "validation"):
+        console.print(
+            f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
+            style="yellow",
+        )
+    judge = TorchEngine(
+        reference, face_shape=bundle.manifest.face_shape, max_batch=bundle.manifest.max_batch, threads=threads
+    )
+    with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
+        wanted = reference.decision.decide(reference.scores(faces.images, progress=advance).mean(axis=(1, 2)))
+    row_sets = {"all": np.ones(len(faces), dtype=bool)}
+    if clean.any() and not clean.all():
+        row_sets["clean"] = clean
+    results = []
+    for engine in opened:
+        with progress_bar(console, engine.name, len(faces)) as advance:
+            found = engine.run_all(faces.images, batch_size=batch, progress=advance)
+        for name, mask in row_sets.items():
+            results.append(
+                compare(
+                    found.take(mask),
+                    wanted.take(mask),
+                    faces.labels[mask],
+                    name=engine.name,
+                    precision=engine.precision,
+                    tolerance=PRECISIONS[engine.precision].tolerance,
+                    rows=name,
+                )
+            )
+    some = np.resize(faces.images, (batch, *bundle.manifest.face_shape))
+    with progress_bar(console, "timing, all in turn", rounds + 2) as advance:
+        samples = interleave(
+            {engine.name: functools.partial(engine.run, some) for engine in (judge, *opened)},
+            rounds=rounds,
+            progress=advance,
+        )
+    report = ParityReport(
+        created=_now(),
+        bundle_digest=bundle.manifest.digest,
+        data=data_name(dataset.source),
+        split=split,
+        data_sha256=faces.sha256(),
+        faces=len(faces),
+        results=tuple(results),
+        batch=batch,
+        latency={name: latency_of(times) for name, times in samples.items()},
+        size_bytes={precision: bundle.size_of(precision) for precision in bundle.manifest.graphs},
+        machine=describe_machine(),
+        verdict="passed" if all(result.passed for result in results) else "failed",
+    )
+    _write_report(bundle, "parity", report, parity_markdown(report))
+    return report
+
+
+def bench(
+    bundle: Bundle,
+    *,
+    engines: list[str] | None = None,
+    precisions: list[str] | None = None,
+    run: Path | None = None,
+    batches: Sequence[int] = (1, 16),
+    rounds: int = 20,
+    threads: int | None = None,
+    console: Console,
+) -> SpeedReport:
+    """Time every engine against the reference, and write `reports/bench.json` and `.md`.
+
+    Args:
+        bundle: the bundle.
+        engines: names of backends; None for all that are installed.
+        precisions: None for all of the bundle.
+        run: where the run is now, if it was moved.
+        batches: numbers of faces in a call.
+        rounds: counted calls of each engine at each batch size.
+        threads: how many each runtime may use.
+        console: where progress is shown.
+
+    Raises:
+        BadBundle: if a batch is larger than the bundle takes.
+    """
+    manifest = bundle.manifest
+    if not batches or min(batches) < 1 or max(batches) > manifest.max_batch:
+        raise BadBundle(
+            f"batches are {list(batches)}; {bundle.path} takes 1 to {manifest.max_batch} faces in a call.",
+            hint="emoexport build --max-batch N",
+        )
+    reference, _, _ = open_reference(bundle, run)
+    judge = TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
+    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
+    with progress_bar(console, "timing, all in turn", len(batches) * (rounds + 2)) as advance:
+        results = measure(
+            opened,
+            reference=judge,
+            batches=batches,
+            rounds=rounds,
+            passes_a_face=len(manifest.members) * len(manifest.views),
+            progress=advance,
+        )
+    report = SpeedReport(
+        created=_now(),
+        bundle_digest=manifest.digest,
+        passes_a_face=len(manifest.members) * len(manifest.views),
+        results=tuple(results),
+        size_bytes={precision: bundle.size_of(precision) for precision in manifest.graphs},
+        machine=describe_machine(),
+    )
+    _write_report(bundle, "bench", report, speed_markdown(report))
+    return report
+
+
+def _write_report(bundle: Bundle, name: str, report: Any, markdown: str) -> None:
+    write_text(bundle.path / "reports" / f"{name}.json", report.to_json())
+    write_text(bundle.path / "reports" / f"{name}.md", markdown)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat()

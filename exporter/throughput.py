@@ -1,0 +1,87 @@
+"""Throughput: how fast every engine of a bundle is, and how many times the reference."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from emoexport.config import Record
+from emoexport.engines.base import Engine
+from emoexport.engines.timing import Latency, Ratio, interleave, latency_of, ratio_of
+
+__all__ = ["EngineSpeed", "SpeedReport", "measure"]
+
+
+class EngineSpeed(Record):
+    """One engine at one batch size."""
+
+    engine: str
+    batch: int
+    latency_ms: Latency
+    """Of a call, end to end from uint8 faces in memory to outcomes."""
+    ms_a_face: float
+    """Median."""
+    faces_a_second: float
+    passes_a_second: float
+    times_reference: Ratio
+    samples_ms: tuple[float, ...]
+
+
+class SpeedReport(Record):
+    """`reports/bench.json`."""
+
+    schema_version: Literal[1] = 1
+    created: str
+    bundle_digest: str
+    passes_a_face: int
+    results: tuple[EngineSpeed, ...]
+    size_bytes: dict[str, int]
+    """Of the graph, by precision."""
+    machine: dict[str, str]
+
+
+def measure(
+    engines: Sequence[Engine],
+    *,
+    reference: Engine,
+    batches: Sequence[int],
+    rounds: int,
+    passes_a_face: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> list[EngineSpeed]:
+    """Time engines and the reference in turn, at each batch size.
+
+    Args:
+        engines: what is measured.
+        reference: what they are compared with; it is measured too.
+        batches: numbers of faces in a call.
+        rounds: counted calls of each engine at each batch size.
+        passes_a_face: members times views.
+        progress: called with 1 after every round.
+    """
+    everyone = [reference, *engines]
+    results = []
+    for batch in batches:
+        # How long an engine takes does not depend on what a face shows.
+        faces = np.random.default_rng(0).integers(0, 256, (batch, *reference.face_shape), dtype=np.uint8)
+        calls: Mapping[str, Callable[[], object]] = {
+            engine.name: functools.partial(engine.run, faces) for engine in everyone
+        }
+        samples = interleave(calls, rounds=rounds, warmup=2, progress=progress)
+        for engine in everyone:
+            times = samples[engine.name]
+            faces_a_second = 1000 * batch / float(np.median(times))
+            results.append(
+                EngineSpeed(
+                    engine=engine.name,
+                    batch=batch,
+                    latency_ms=latency_of(times),
+                    ms_a_face=round(float(np.median(times)) / batch, 4),
+                    faces_a_second=round(faces_a_second, 2),
+                    passes_a_second=round(faces_a_second * passes_a_face, 1),
+                    times_reference=ratio_of(samples[reference.name], times),
+                    samples_ms=tuple(round(float(value), 4) for value in times),
+                )
+            )
+    return results

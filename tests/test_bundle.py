@@ -1,0 +1,156 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emoexport import pipeline
+from emoexport.bundle import Bundle
+from emoexport.errors import BadBundle, BadCheckpoint, UsageError
+from emoexport.files import new_directory, write_text
+
+
+@pytest.fixture
+def spoiled(bundle, tmp_path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+
+
+def test_the_manifest_says_what_is_in_it(bundle):
+    manifest = bundle.manifest
+    assert set(manifest.graphs) == {"fp32", "fp16", "int8"}
+    assert len(manifest.members) == 2
+    assert len(manifest.views) == 16
+    assert manifest.calibration is not None
+    assert manifest.calibration.faces == 35
+    on_disk = {path.name for path in bundle.path.iterdir() if path.is_file()}
+    assert set(manifest.files) == on_disk - {"manifest.json"}
+    assert (bundle.path / "labels.txt").read_text().split() == list(manifest.labels)
+    assert bundle.size_of("int8") < bundle.size_of("fp16") < bundle.size_of("fp32")
+    assert not Path(manifest.run).is_absolute()
+    assert bundle.run().is_dir()
+
+
+def test_calibration_names_its_faces_and_they_are_balanced(bundle):
+    calibration = json.loads((bundle.path / "calibration.json").read_text())
+    assert len(set(calibration["face_hashes"])) == 35
+    assert calibration["method"] == "min-max"
+    assert all(low <= high for low, high in calibration["ranges"].values())
+
+
+@pytest.mark.parametrize(
+    "name", ["labels.txt", "model.fp32.onnx", "model.int8.onnx", "calibration.json", "manifest.json"]
+)
+@pytest.mark.parametrize("how", ["flip", "truncate", "extend", "remove"])
+def test_no_file_can_be_changed_unnoticed(name, how, spoiled):
+    path = spoiled / name
+    data = bytearray(path.read_bytes())
+    if how == "remove":
+        path.unlink()
+    else:
+        if how == "flip":
+            data[len(data) // 2] ^= 1
+        path.write_bytes({"truncate": data[: len(data) // 2], "extend": bytes(data) + b" x"}.get(how, data))
+    with pytest.raises(BadBundle, match=name):
+        Bundle.open(spoiled)
+
+
+def edit(path: Path, change) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_an_edited_manifest_is_noticed(spoiled):
+    edit(spoiled, lambda manifest: manifest["decision"]["thresholds"].update(happy=0.9))
+    with pytest.raises(BadBundle, match="changed after it was written") as caught:
+        Bundle.open(spoiled)
+    assert caught.value.hint.startswith("emoexport build ")
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "link.txt"])
+def test_a_manifest_cannot_point_outside(name, spoiled):
+    (spoiled.parent / "outside.txt").write_text("x")
+    (spoiled / "link.txt").symlink_to(spoiled.parent / "outside.txt")
+    manifest = Bundle.open(spoiled).manifest
+    entry = next(iter(manifest.files.values()))
+    forged = manifest.model_copy(update={"files": {**manifest.files, name: entry}}).sealed()
+    (spoiled / "manifest.json").write_text(forged.to_json())
+    with pytest.raises(BadBundle, match="outside the bundle"):
+        Bundle.open(spoiled)
+
+
+def test_what_is_no_bundle(tmp_path):
+    with pytest.raises(BadBundle, match="no bundle"):
+        Bundle.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 2}')
+    with pytest.raises(BadBundle, match="schema_version"):
+        Bundle.open(tmp_path)
+
+
+def test_a_precision_that_is_not_there(bundle):
+    with pytest.raises(BadBundle, match="no bf16 graph"):
+        bundle.graph("bf16")
+
+
+def test_a_build_that_fails_leaves_the_old_bundle(run_dir, spoiled, quiet, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("the disk is full")
+
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in spoiled.iterdir())
+    monkeypatch.setattr(pipeline, "_graph_entry", fail)
+    with pytest.raises(RuntimeError):
+        pipeline.build(run_dir, spoiled, console=quiet)
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in spoiled.iterdir()) == before
+    assert [path.name for path in spoiled.parent.iterdir()] == ["bundle"]
+
+
+def test_other_peoples_files_are_not_replaced(run_dir, tmp_path, quiet):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other files"):
+        pipeline.build(run_dir, tmp_path, console=quiet)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_that_is_not_the_bundles(bundle, run_dir, tmp_path, quiet):
+    copy = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    reference, _, _ = pipeline.open_reference(bundle, copy)
+    assert len(reference.members) == 2
+    record = json.loads((copy / "run.json").read_text())
+    record["members"] = record["members"][::-1]
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(BadCheckpoint, match="not those"):
+        pipeline.open_reference(bundle, copy)
+    with pytest.raises(BadCheckpoint, match="is not at"):
+        pipeline.open_reference(bundle, tmp_path / "nowhere")
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "x.json"
+    write_text(target, "old")
+    monkeypatch.setattr("emoexport.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space"):
+        write_text(target, "new" * 1000)
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_new_directory_replaces_only_when_complete(tmp_path):
+    target = tmp_path / "out"
+    for text in ("first", "second"):
+        with new_directory(target, marker="m.txt") as directory:
+            (directory / "m.txt").write_text(text)
+            assert not target.exists() or (target / "m.txt").read_text() == "first"
+    assert (target / "m.txt").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_builds_give_the_same_graph_bytes(bundle, run_dir, tmp_path, quiet):
+    again = pipeline.build(
+        run_dir, tmp_path / "again", precisions=["fp16", "int8"], calibration_faces=35, max_batch=64, console=quiet
+    )
+    for precision in bundle.manifest.graphs:
+        assert np.array_equal(
+            np.fromfile(bundle.graph(precision), dtype=np.uint8), np.fromfile(again.graph(precision), dtype=np.uint8)
+        ), precision

@@ -1,0 +1,191 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emoexport import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line as a user would, and return exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    printed = capsys.readouterr()
+    return int(exited.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+
+
+def test_without_arguments_the_map_is_shown(run):
+    code, out, _ = run()
+    assert code == 0
+    for command in ("train", "build", "verify", "bench"):
+        assert f"emoexport {command}" in out
+
+
+@pytest.mark.parametrize("command", ["train", "build", "verify", "bench"])
+def test_help_has_an_example(command, run):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: emoexport {command}" in out
+
+
+def test_the_map_loads_no_heavy_package():
+    script = (
+        "import sys; import emoexport.cli as cli\n"
+        "try:\n    cli.app(['--help'], standalone_mode=False)\n"
+        "finally:\n    print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'timm', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_engines_load_no_torch():
+    script = (
+        "import sys\nfrom emoexport.engines import onnxruntime_engine, openvino_engine, timing\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_bare_commands_find_the_last_run_and_bundle(run, config_file, tmp_path, monkeypatch):
+    """The whole way, in an empty directory, naming nothing."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("train", "--data", "synthetic:350", "--config", config_file)
+    assert code == 0, err
+    assert "runs/synthetic-tiny" in out
+    code, out, err = run("build", "--int8", "--calib-size", "14", "--max-batch", "32")
+    assert code == 0, err
+    assert "build/synthetic-tiny/model.int8.onnx" in out
+    code, out, err = run("verify", "--rounds", "2")
+    assert code == 0, out + err
+    assert "verdict: passed" in out
+    assert "PyTorch reference" in out
+    code, out, err = run("bench", "--rounds", "2", "--batch", "2", "--engine", "onnxruntime")
+    assert code == 0, err
+    last = json.loads(out.strip().splitlines()[-1])
+    assert {result["engine"] for result in last["results"]} == {"torch-fp32", "onnxruntime-fp32", "onnxruntime-int8"}
+    assert sorted(path.name for path in (tmp_path / "build").iterdir()) == ["synthetic-tiny"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["synthetic-tiny"]
+
+
+def test_bench_py_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench.py", "no/such/bundle"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 4
+    assert "no/such/bundle is no bundle" in done.stderr
+
+
+def make_evil(tmp_path: Path, run_dir: Path) -> Path:
+    run = Path(shutil.copytree(run_dir, tmp_path / "evil"))
+    (run / "members/1.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n")
+    return run
+
+
+# What is typed, the exit code, and the start of what is said. {…} are fixtures' paths.
+MISTAKES = [
+    ("train --data no/such/data", 4, "error: there is no data at no/such/data"),
+    ("train --data synthetic:7", 2, "error: 'synthetic:7' needs a number"),
+    ("train --preset huge", 2, "error: there is no preset 'huge'; there are cpu, tiny"),
+    ("train --epochs 2 --data synthetic:140", 2, "error: 2 epochs cannot give 5 checkpoints"),
+    ("train --label-order klingon --data {empty_class}", 2, "error: 'klingon' is no known label order"),
+    ("train --data {empty_class}", 4, "error: {empty_class}: the split 'train' has no face of 'fear'"),
+    ("train --data {unknown_class}", 4, "error: {unknown_class}/train/furious/1.png: 'furious' is no label"),
+    ("train --data {unreadable}", 4, "error: {unreadable}/train/angry/1.png: this is no picture"),
+    ("train --config no.toml", 2, "error: no.toml cannot be read as TOML"),
+    ("build", 2, "error: nothing is named, and there is no runs/*/run.json"),
+    ("build no/such/run", 4, "error: no/such/run is no training run"),
+    ("build {evil}", 4, "error: {evil}/members/1.safetensors has the SHA-256"),
+    ("build {run} -o {full}", 2, "error: {full} holds other files"),
+    ("build {run} --int8 --calib-data no/such/data -o {new}", 4, "error: there is no data at no/such/data"),
+    ("verify", 2, "error: nothing is named, and there is no build/*/manifest.json"),
+    ("verify no/such/bundle", 4, "error: no/such/bundle is no bundle"),
+    ("verify {bundle} --engine tpu", 2, "error: 'tpu' is no engine"),
+    ("verify {bundle} --precision bf16", 4, "error: {bundle} has no bf16 graph"),
+    ("verify {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
+    ("verify {bundle} --run no/such/run", 4, "error: the training run of {bundle} is not at no/such/run"),
+    ("bench {bundle} --batch 1000", 4, "error: batches are [1000]"),
+    ("train --epochs none", 2, ""),
+    ("fly", 2, ""),
+]
+
+
+@pytest.fixture
+def places(tmp_path, run_dir, bundle, faces):
+    from PIL import Image
+
+    from emoexport.labels import EMOTIONS
+
+    for name in ("empty_class", "unknown_class", "unreadable"):
+        for label, emotion in enumerate(EMOTIONS):
+            folder = tmp_path / name / "train" / emotion
+            folder.mkdir(parents=True)
+            row = int((faces[1] == label).argmax())
+            Image.fromarray(faces[0][row, ..., 0]).save(folder / "1.png")
+    (tmp_path / "empty_class/train/fear/1.png").unlink()
+    (tmp_path / "unknown_class/train/fear").rename(tmp_path / "unknown_class/train/furious")
+    (tmp_path / "unreadable/train/angry/1.png").write_text("not a picture")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("years of work")
+    return {
+        "run": run_dir,
+        "bundle": bundle.path,
+        "evil": make_evil(tmp_path, run_dir),
+        "new": tmp_path / "new",
+        **{name: tmp_path / name for name in ("empty_class", "unknown_class", "unreadable", "full")},
+    }
+
+
+@pytest.mark.parametrize(("typed", "code", "said"), MISTAKES, ids=[row[0] for row in MISTAKES])
+def test_mistakes_get_a_sentence_and_leave_nothing(typed, code, said, run, places, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found, _, err = run(*typed.format(**places).split())
+    assert found == code, err
+    assert err.startswith(said.format(**places)), err
+    assert "Traceback" not in err
+    assert not said or len(err.strip().splitlines()) <= 2
+    assert list((tmp_path / "here").rglob("*")) == [] or not any((tmp_path / "here").rglob("*.json"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unknown_setting_names_the_nearest(run, tmp_path):
+    (tmp_path / "x.toml").write_text("[training]\nlearnig_rate = 0.1\n")
+    code, _, err = run("train", "--config", tmp_path / "x.toml")
+    assert code == 2
+    assert "learning_rate" in err
+
+
+def test_a_failed_verdict_is_exit_code_1(run, bundle, monkeypatch):
+    from emoexport.engines.onnxruntime_engine import OnnxRuntimeEngine
+    from emoexport.outcome import Outcome
+
+    honest = OnnxRuntimeEngine._run
+    monkeypatch.setattr(
+        OnnxRuntimeEngine, "_run", lambda self, faces: Outcome(*(column[::-1] for column in honest(self, faces)))
+    )
+    code, out, _ = run("verify", bundle.path, "--engine", "onnxruntime", "--limit", "40", "--rounds", "1")
+    assert code == 1
+    assert "verdict: failed" in out
+    assert "labels agree" in out
+
+
+def test_a_tampered_bundle_is_exit_code_4(run, bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+    path = copy / "model.fp32.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    code, _, err = run("verify", copy)
+    assert code == 4
+    assert "bytes; the manifest says" in err
+    assert "next: emoexport build" in err
