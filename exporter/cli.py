@@ -179,6 +179,9 @@ def verify(
     batch: Annotated[int, typer.Option(min=1, help="Faces in a call.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Counted calls for the times.")] = 10,
     threads: Threads = None,
+    label_order: Annotated[
+        str | None, typer.Option(help="What numbered labels mean, if not what they meant to the run.")
+    ] = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Compare every engine with the PyTorch reference on labelled faces; exit code 1 if one differs too much.
@@ -202,6 +205,7 @@ def verify(
         batch=batch,
         rounds=rounds,
         threads=threads,
+        label_order=label_order,
         skip_bad=skip_bad,
         console=console,
     )

@@ -174,13 +174,21 @@ def _calibrate(
     return entry, ranges
 
 
-def data_of_run(run: Path, record: RunRecord, source: str | None = None, *, skip_bad: bool = False) -> DataSet:
+def data_of_run(
+    run: Path,
+    record: RunRecord,
+    source: str | None = None,
+    *,
+    label_order: str | None = None,
+    skip_bad: bool = False,
+) -> DataSet:
     """Read faces as a run did.
 
     Args:
         run: the run's directory.
         record: its record.
         source: where the faces are; None for where the run read them.
+        label_order: what numbered labels mean; None for what they meant to the run.
         skip_bad: leave out what cannot be read.
 
     Raises:
@@ -195,7 +203,7 @@ def data_of_run(run: Path, record: RunRecord, source: str | None = None, *, skip
         source,
         size=model.image_size,
         channels=model.channels,
-        label_order=record.data.label_order,
+        label_order=label_order or record.data.label_order,
         seed=record.data.seed,
         skip_bad=skip_bad,
     )
@@ -203,7 +211,7 @@ def data_of_run(run: Path, record: RunRecord, source: str | None = None, *, skip
 
 def data_name(source: str) -> str:
     """How reports name data: without the folders of the machine it lies on."""
-    return source if source.startswith("synthetic") else Path(source).resolve().name
+    return source if source.startswith("synthetic") else Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
 
 
 def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
@@ -286,6 +294,7 @@ def verify(
     batch: int = 16,
     rounds: int = 10,
     threads: int | None = None,
+    label_order: str | None = None,
     skip_bad: bool = False,
     console: Console,
 ) -> ParityReport:
@@ -302,13 +311,14 @@ def verify(
         batch: faces in a call.
         rounds: counted calls for the times.
         threads: how many each runtime may use.
+        label_order: what numbered labels mean; None for what they meant to the run.
         skip_bad: leave out faces that cannot be read.
         console: where progress is shown.
     """
     batch = min(batch, bundle.manifest.max_batch)
     reference, where, record = open_reference(bundle, run)
     opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
-    dataset = data_of_run(where, record, data, skip_bad=skip_bad)
+    dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, clean = dataset.split(split), clean_rows(dataset)[split]
     if limit is not None and limit < len(faces):

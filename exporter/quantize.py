@@ -49,8 +49,7 @@ def _retype_members(model: ir.Model, dtype: ir.DataType) -> None:
             if value is None or value.dtype != ir.DataType.FLOAT or value.producer() in inside:
                 continue
             if value not in entered:
-                weight = value.const_value
-                entered[value] = _cast_before(node, value, dtype) if weight is None else _weight_as(graph, value, dtype)
+                entered[value] = _weight_as(graph, value, dtype) or _cast_before(graph, node, value, dtype)
             node.replace_input_with(index, entered[value])
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", dtype)
@@ -61,22 +60,22 @@ def _retype_members(model: ir.Model, dtype: ir.DataType) -> None:
             value.dtype = dtype
             outside = [use for use in value.uses() if use.node not in inside]
             if outside:
-                back = _cast_after(node, value, ir.DataType.FLOAT)
+                back = _cast_after(graph, node, value, ir.DataType.FLOAT)
                 for use in outside:
                     use.node.replace_input_with(use.idx, back)
-    for value in [value for value in graph.initializers.values() if not value.uses()]:
-        del graph.initializers[value.name]
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
 
 
-def _cast_before(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _cast_before(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     cast = _cast(value, dtype)
-    node.graph.insert_before(node, cast)
+    graph.insert_before(node, cast)
     return cast.outputs[0]
 
 
-def _cast_after(node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _cast_after(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     cast = _cast(value, dtype)
-    node.graph.insert_after(node, cast)
+    graph.insert_after(node, cast)
     return cast.outputs[0]
 
 
@@ -86,7 +85,10 @@ def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
     return ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], outputs=[output], name=f"cast/{name}")
 
 
-def _weight_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _weight_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
+    """A copy of a weight in another type; None where the value is no weight."""
+    if value.const_value is None:
+        return None
     array = value.const_value.numpy()
     limit = np.finfo(dtype.numpy()).max
     if np.abs(array).max(initial=0) > limit:
