@@ -21,9 +21,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces
-	@$(BIN)/emoexport train --data synthetic:5600 --preset tiny --out runs/demo
+	@$(BIN)/emoexport train --data synthetic:5600 --preset tiny --out runs/demo --force
 	@$(BIN)/emoexport build runs/demo -o build/demo --fp16 --int8
-	@$(BIN)/emoexport verify build/demo --timing
+	@$(BIN)/emoexport verify build/demo
 
 test: $(READY) ## the tests, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -m "not slow and not gpu"

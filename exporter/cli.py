@@ -189,13 +189,15 @@ def verify(
     Example: [bold]emoexport verify build/fer2013 --data fer2013.csv --split public_test[/bold]
     """
     path = bundle or _newest(Path("build"), "manifest.json", "emoexport build")
-    from emoexport import pipeline  # noqa: PLC0415
     from emoexport.bundle import Bundle  # noqa: PLC0415
+
+    opened = Bundle.open(path)  # before torch is loaded: a wrong path is told at once
+    from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import parity_table  # noqa: PLC0415
 
     console = _console()
     report = pipeline.verify(
-        Bundle.open(path),
+        opened,
         data=data,
         split=split,
         engines=engine,
@@ -240,13 +242,15 @@ def bench(
     Example: [bold]emoexport bench build/fer2013 --batch 1 --batch 32[/bold]
     """
     path = bundle or _newest(Path("build"), "manifest.json", "emoexport build")
-    from emoexport import pipeline  # noqa: PLC0415
     from emoexport.bundle import Bundle  # noqa: PLC0415
+
+    opened = Bundle.open(path)
+    from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import speed_table  # noqa: PLC0415
 
     console = _console()
     report = pipeline.bench(
-        Bundle.open(path),
+        opened,
         engines=engine,
         precisions=precision,
         run=run,

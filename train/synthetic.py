@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 __all__ = ["EXPRESSIONS", "Expression", "synthetic_faces"]
 
-# Float32, `(B, 1, 1)` for one number per face of a batch or `(B, size, size)` for one per pixel.
-Field = NDArray[np.float32]
+# Floating point, `(B, 1, 1)` for one number per face of a batch or `(B, size, size)` for one per pixel.
+Field = NDArray[np.floating]
 Number = TypeVar("Number", float, Field)
 
 
@@ -114,7 +114,8 @@ class _Draws:
         self._columns = iter(uniforms.T[:, :, None, None])
 
     def uniform(self, low: float, high: float) -> Field:
-        return low + (high - low) * next(self._columns)
+        column: Field = next(self._columns)
+        return low + (high - low) * column
 
     def normal(self, deviation: float) -> Field:
         """Near-normal numbers: the sum of three uniform ones, so never beyond 3 deviations."""
@@ -146,9 +147,7 @@ class _Identity:
     iris: Field
 
 
-def _draw_batch(
-    start: int, labels: NDArray[np.int64], size: int, seed: int, difficulty: float
-) -> NDArray[np.uint8]:
+def _draw_batch(start: int, labels: NDArray[np.int64], size: int, seed: int, difficulty: float) -> NDArray[np.uint8]:
     streams = [_stream(seed, start + k) for k in range(_BATCH)]
     draws = _Draws(np.stack([stream.random(_DRAWS, dtype=np.float32) for stream in streams]))
     noise = np.stack([stream.standard_normal((size, size), dtype=np.float32) for stream in streams])
@@ -269,9 +268,7 @@ def _eyes(
     _paint(face, 0.8 * _inside(lid, edge), 0.3 * who.skin)
 
     t = a / 0.22  # along the brow, from -1, its inner end, to 1
-    line = (
-        who.brow_height - 0.11 * shown.brow_height - 0.09 * shown.brow_slope * t - who.brow_arch * (1 - t * t)
-    )
+    line = who.brow_height - 0.11 * shown.brow_height - 0.09 * shown.brow_slope * t - who.brow_arch * (1 - t * t)
     thickness = who.brow_thickness * (1 - 0.35 * t)
     brow = np.maximum(np.abs(v - line) - thickness, 0.22 * (np.abs(t) - 1))
     _paint(face, 0.9 * _inside(brow, edge), who.brow)
@@ -315,9 +312,7 @@ def _mouth(face: Field, u: Field, v: Field, edge: Field, who: _Identity, shown: 
     face *= 1 - 0.15 * _spot(u / 0.15, (v - bottom - lips - 0.09) / 0.04)
 
 
-def _cover(
-    face: Field, u: Field, v: Field, edge: Field, who: _Identity, draws: _Draws, difficulty: float
-) -> None:
+def _cover(face: Field, u: Field, v: Field, edge: Field, who: _Identity, draws: _Draws, difficulty: float) -> None:
     """Cover some faces with one of glasses, strands of hair, a hand or a bar."""
     kind = np.floor(draws.uniform(0, 1) / (0.09 * difficulty + 1e-6))
     a = np.abs(u)
