@@ -70,7 +70,7 @@ def test_bare_commands_find_the_last_run_and_bundle(run, config_file, tmp_path, 
     code, out, err = run("verify", "--rounds", "2")
     assert code == 0, out + err
     assert "verdict: passed" in out
-    assert "PyTorch reference" in out
+    assert "PyTorch" in out
     code, out, err = run("bench", "--rounds", "2", "--batch", "2", "--engine", "onnxruntime")
     assert code == 0, err
     last = json.loads(out.strip().splitlines()[-1])

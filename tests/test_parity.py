@@ -81,7 +81,7 @@ def test_verify_passes_writes_its_reports_and_reads_them_back(bundle, quiet):
     again = ParityReport.parse_json(bundle.path / "reports/parity.json")
     assert again == report
     markdown = (bundle.path / "reports/parity.md").read_text()
-    assert "PyTorch reference" in markdown
+    assert "| fp32 | PyTorch |" in markdown
     assert str(bundle.path.parent) not in markdown
 
 

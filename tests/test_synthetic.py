@@ -53,7 +53,10 @@ def test_emotions_can_be_learnt_and_difficulty_makes_it_harder():
     assert usual > hard
 
 
-@pytest.mark.parametrize("arguments", [{"n": 0}, {"n": 5, "size": 15}, {"n": 5, "difficulty": -0.1}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"n": 0}, {"n": 5, "size": 15}, *({"n": 5, "difficulty": bad} for bad in (-0.1, float("inf"), float("nan")))],
+)
 def test_what_makes_no_sense_is_refused(arguments):
     with pytest.raises(ValueError, match=r"\d"):
         synthetic_faces(**arguments)

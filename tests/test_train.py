@@ -67,11 +67,11 @@ def test_a_run_is_not_overwritten_by_accident(run_dir, config_file, quiet):
     assert (run_dir / "run.json").read_text() == before
 
 
-def test_nothing_is_left_where_training_fails(tmp_path, config_file, monkeypatch):
-    def fail(*_, **__):
+def test_ctrl_c_ends_training_and_leaves_nothing(tmp_path, config_file, monkeypatch):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emoexport.train.ensemble._fit", fail)
+    monkeypatch.setattr("emoexport.train.ensemble.EpochLines.on_train_epoch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_ensemble(
             load_config(file=config_file),

@@ -166,11 +166,14 @@ def _fit(config: RunConfig, faces: Training, directory: Path, console: Console) 
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(
-            MemberTraining(config),
-            _loader(faces.train, settings.batch_size, shuffle=True),
-            _loader(faces.validation, 4 * settings.batch_size, shuffle=False),
-        )
+        try:
+            trainer.fit(
+                MemberTraining(config),
+                _loader(faces.train, settings.batch_size, shuffle=True),
+                _loader(faces.validation, 4 * settings.batch_size, shuffle=False),
+            )
+        except SystemExit as err:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from err
     (directory / "hparams.yaml").unlink(missing_ok=True)
     best = sorted(keeper.best_k_models.items(), key=lambda item: float(item[1]), reverse=True)
     names = []

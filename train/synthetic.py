@@ -82,14 +82,14 @@ def synthetic_faces(
         keys of `EXPRESSIONS`; any 7 faces from a multiple of 7 on show each emotion once.
 
     Raises:
-        ValueError: if `n`, `size` or `difficulty` is below its least value.
+        ValueError: if `n`, `size` or `difficulty` is below its least value, or `difficulty` is not finite.
     """
     if n < 1:
         raise ValueError(f"n is {n}; at least 1 face must be drawn.")
     if size < 16:
         raise ValueError(f"size is {size}; a face needs at least 16 pixels a side.")
-    if not difficulty >= 0:
-        raise ValueError(f"difficulty is {difficulty}; it must be 0 or more.")
+    if not 0 <= difficulty < np.inf:
+        raise ValueError(f"difficulty is {difficulty}; it must be a finite number of 0 or more.")
     labels = _labels(n + _BATCH, seed)
     faces = np.empty((n, size, size, 1), dtype=np.uint8)
     for start in range(0, n, _BATCH):
@@ -160,7 +160,7 @@ def _draw_batch(start: int, labels: NDArray[np.int64], size: int, seed: int, dif
     _mouth(face, u, v, edge, who, shown)
     _cover(face, u, v, edge, who, draws, difficulty)
     _light(face, u, v, draws, difficulty)
-    face += noise * (difficulty * draws.uniform(0.01, 0.06))
+    face += noise * (difficulty * draws.uniform(0.005, 0.04))
     return (np.clip(face, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -193,10 +193,10 @@ def _act(labels: NDArray[np.int64], draws: _Draws, difficulty: float) -> Express
     """Weaken each prototype, mix it with that of another emotion, and let every muscle vary."""
     prototypes = np.array([astuple(e) for e in EXPRESSIONS.values()], dtype=np.float32)
     other = (len(prototypes) * draws.uniform(0, 1)[:, 0, 0]).astype(np.int64) % len(prototypes)
-    strength = draws.uniform(0.9, 1.1) / (1 + difficulty * draws.uniform(0, 1))
-    mix = strength * (1 - 1 / (1 + difficulty * draws.uniform(0, 0.4)))
+    strength = draws.uniform(0.9, 1.1) / (1 + difficulty * draws.uniform(0, 0.5))
+    mix = strength * (1 - 1 / (1 + difficulty * draws.uniform(0, 0.25)))
     own, others = prototypes[labels].T[:, :, None, None], prototypes[other].T[:, :, None, None]
-    spread = 0.03 + 0.12 * difficulty
+    spread = 0.03 + 0.07 * difficulty
     return Expression(
         *((strength - mix) * x + mix * y + draws.normal(spread) for x, y in zip(own, others, strict=True))
     )
@@ -205,14 +205,14 @@ def _act(labels: NDArray[np.int64], draws: _Draws, difficulty: float) -> Express
 def _pose(size: int, draws: _Draws, difficulty: float) -> tuple[Field, Field, Field]:
     """Face coordinates u and v of each pixel, and the width of an edge: a pixel, or more out of focus."""
     grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size - 1)[None]
-    x = grid[:, None, :] - draws.normal(0.05 * difficulty)
-    y = grid[:, :, None] - draws.normal(0.05 * difficulty)
-    angle, zoom = draws.normal(0.12 * difficulty), np.exp(draws.normal(0.07 * difficulty))
+    x = grid[:, None, :] - draws.normal(0.03 * difficulty)
+    y = grid[:, :, None] - draws.normal(0.03 * difficulty)
+    angle, zoom = draws.normal(0.07 * difficulty), np.exp(draws.normal(0.04 * difficulty))
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     u, v = cos * x + sin * y, cos * y - sin * x
     # A turned head: its middle moves sideways more than its outline does.
-    u = u + draws.normal(0.08 * difficulty) * (1 - u * u)
-    return u, v, 2 / size * (1 + difficulty * draws.uniform(0, 1)) / zoom
+    u = u + draws.normal(0.05 * difficulty) * (1 - u * u)
+    return u, v, 2 / size * (1 + difficulty * draws.uniform(0, 0.6)) / zoom
 
 
 def _inside(distance: Field, edge: Field) -> Field:
@@ -307,14 +307,14 @@ def _mouth(face: Field, u: Field, v: Field, edge: Field, who: _Identity, shown: 
     _paint(face, 0.7 * _inside(np.maximum(outer, inside_width), edge), 0.6 * who.skin)
     dark = _inside(np.maximum(np.maximum(top - v, v - bottom), inside_width), edge)
     _paint(face, 0.9 * dark, 0.12)
-    teeth = np.clip(0.3 + shown.mouth_width, 0, 1) * _inside(v - top - 0.55 * gap - 0.02, edge)
+    teeth = np.clip(0.3 + shown.mouth_width, 0, 1) * _inside(v - top - 0.45 * gap - 0.015, edge)
     _paint(face, teeth * dark * (gap > 0.04), 0.9)
     face *= 1 - 0.15 * _spot(u / 0.15, (v - bottom - lips - 0.09) / 0.04)
 
 
 def _cover(face: Field, u: Field, v: Field, edge: Field, who: _Identity, draws: _Draws, difficulty: float) -> None:
     """Cover some faces with one of glasses, strands of hair, a hand or a bar."""
-    kind = np.floor(draws.uniform(0, 1) / (0.09 * difficulty + 1e-6))
+    kind = np.floor(draws.uniform(0, 1) / max(0.05 * difficulty, 1e-9))
     a = np.abs(u)
     ring = np.sqrt((a - who.eye_distance) ** 2 + (1.2 * (v + 0.16)) ** 2) - 0.24
     bridge = np.maximum(np.abs(v + 0.2) - 0.02, a - 0.12)
@@ -324,8 +324,8 @@ def _cover(face: Field, u: Field, v: Field, edge: Field, who: _Identity, draws: 
     _paint(face, (kind == 0) * _inside(frame, edge), draws.uniform(0.0, 0.3))
 
     side = np.sign(draws.uniform(-1, 1))
-    strands = 0.25 + 0.25 * v + 0.03 * np.sin(23 * v) - side * u + draws.uniform(-0.3, 0.1)
-    _paint(face, (kind == 1) * _inside(strands, edge), who.hair * (1 + 0.1 * np.sin(60 * u)))
+    strands = 0.25 + 0.25 * v + 0.04 * np.sin(11 * v) - side * u + draws.uniform(-0.05, 0.25)
+    _paint(face, (kind == 1) * _inside(strands, edge), who.hair * (1 + 0.1 * np.sin(30 * u)))
 
     x, y = u - draws.uniform(-0.6, 0.6), v - draws.uniform(0.5, 0.9)
     along, across = x + side * 0.5 * y, y - side * 0.5 * x
@@ -344,5 +344,5 @@ def _cover(face: Field, u: Field, v: Field, edge: Field, who: _Identity, draws: 
 def _light(face: Field, u: Field, v: Field, draws: _Draws, difficulty: float) -> None:
     """Light from one side, then the camera's gain and offset."""
     face *= np.maximum(1 + draws.normal(0.2 * difficulty) * u + draws.normal(0.15 * difficulty) * v, 0.1)
-    face *= np.exp(draws.normal(0.2 * difficulty))
-    face += draws.normal(0.05 * difficulty)
+    face *= np.exp(draws.normal(0.13 * difficulty))
+    face += draws.normal(0.03 * difficulty)
