@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 LINKS  := build/links/emoexport
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-gpu check format links clean
+.PHONY: help install demo test check format links clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,13 +26,7 @@ demo: $(READY) ## train, build, verify and time a small ensemble on synthetic fa
 	@$(BIN)/emoexport verify build/demo
 
 test: $(READY) ## the tests, under 10 minutes on 2 cores
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
-
-test-all: $(READY) ## the slow ones too
-	@$(BIN)/python -m pytest -m "not gpu"
-
-test-gpu: $(READY) ## what needs a GPU
-	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m pytest
 
 check: $(READY) links ## format, lint, types, layers
 	@$(BIN)/ruff format --check .
@@ -49,5 +43,5 @@ links: ## the import tree as symlinks, for tools that run no import hooks
 	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(LINKS)/
 	@ln -s $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/calib $(LINKS)/
 
-clean: ## remove what the commands above wrote, the virtual environment included
-	rm -rf $(VENV) build runs *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+clean: ## remove the virtual environment and caches; runs and bundles stay
+	rm -rf $(VENV) $(LINKS) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -9,6 +9,7 @@ build/x/
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
+from emoexport.precision import precisions_named
 
 __all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "Manifest", "MemberEntry", "ViewEntry"]
 
@@ -126,7 +128,7 @@ class Bundle:
                 hint="emoexport build runs/x -o build/x",
             )
         manifest = Manifest.parse_json(path / MANIFEST_FILE, error=BadBundle)
-        again = f"emoexport build {manifest.run} -o {path}"
+        again = _command(path, manifest)
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
         for name, entry in manifest.files.items():
@@ -140,12 +142,14 @@ class Bundle:
         """The ONNX file of a precision.
 
         Raises:
+            UsageError: if there is no such precision.
             BadBundle: if the bundle has none.
         """
+        precisions_named([precision])
         if precision not in self.manifest.graphs:
             raise BadBundle(
                 f"{self.path} has no {precision} graph; it has {', '.join(self.manifest.graphs)}.",
-                hint=f"emoexport build {self.manifest.run} -o {self.path} --{precision}",
+                hint=f"{_command(self.path, self.manifest)} --{precision}",
             )
         return self.path / self.manifest.graphs[precision].file
 
@@ -156,8 +160,17 @@ class Bundle:
 
     def run(self) -> Path:
         """The training run that the bundle was built from."""
-        recorded = Path(self.manifest.run)
-        return recorded if recorded.is_absolute() else (self.path / recorded).resolve()
+        return _run_of(self.path, self.manifest)
+
+
+def _run_of(bundle: Path, manifest: Manifest) -> Path:
+    return (bundle.resolve() / manifest.run).resolve()
+
+
+def _command(bundle: Path, manifest: Manifest) -> str:
+    """What makes this bundle again."""
+    flags = [f"--{precision}" for precision in manifest.graphs if precision != "fp32"]
+    return " ".join(["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle), *flags])
 
 
 def _check_file(bundle: Path, name: str, entry: FileEntry, *, hint: str) -> None:

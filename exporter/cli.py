@@ -8,7 +8,10 @@ import typer.core
 from rich.console import Console
 
 from emoexport import __version__
+from emoexport.engines import BACKENDS
 from emoexport.errors import EmoexportError, UsageError
+from emoexport.labels import LABEL_ORDERS
+from emoexport.precision import PRECISIONS
 
 __all__ = ["app", "main"]
 
@@ -37,6 +40,9 @@ class _Commands(typer.core.TyperGroup):
             if err.hint:
                 errors.print(f"next: {err.hint}")
             raise typer.Exit(err.exit_code) from err
+        except OSError as err:
+            errors.print(f"error: {err.filename or 'a file'}: {err.strerror or err}", style="red")
+            raise typer.Exit(4) from err
         except KeyboardInterrupt as err:
             errors.print("stopped; nothing was left half-written.")
             raise typer.Exit(130) from err
@@ -57,15 +63,15 @@ Threads = Annotated[
 ]
 Engines = Annotated[
     list[str] | None,
-    typer.Option("--engine", help="A runtime, repeatable: onnxruntime, openvino. All installed ones if none."),
+    typer.Option("--engine", help=f"A runtime, repeatable: {', '.join(BACKENDS)}. All installed ones if none."),
 ]
 Precisions = Annotated[
     list[str] | None,
-    typer.Option("--precision", help="A precision, repeatable: fp32, fp16, int8. All of the bundle if none."),
+    typer.Option("--precision", help=f"A precision, repeatable: {', '.join(PRECISIONS)}. All of the bundle if none."),
 ]
 BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
-LabelOrder = Annotated[str, typer.Option(help="What numbered labels mean: fer2013, ferplus, rafdb or affectnet.")]
+LabelOrder = Annotated[str, typer.Option(help=f"What numbered labels mean: {', '.join(LABEL_ORDERS)}.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
 
 
@@ -97,7 +103,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
     members: Annotated[int | None, typer.Option(min=1, help="How many checkpoints become members.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = None,
     label_order: LabelOrder = "fer2013",
     skip_bad: SkipBad = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
@@ -108,12 +114,13 @@ def train(
     """
     from emoexport.train.config import load_config  # noqa: PLC0415
     from emoexport.train.dataset import load_data  # noqa: PLC0415
-    from emoexport.train.ensemble import train_ensemble  # noqa: PLC0415
+    from emoexport.train.ensemble import check_request, train_ensemble  # noqa: PLC0415
 
     console = _console()
     settings = load_config(preset, file=config, epochs=epochs, members=members, batch_size=batch_size, seed=seed)
     plain = data.partition(":")[0]
     out = out or Path("runs") / f"{Path(plain).stem or 'data'}-{config.stem if config else preset}"
+    check_request(settings, out, force=force)
     console.print(f"reading {data} ...", highlight=False)
     faces = load_data(
         data,
@@ -123,7 +130,8 @@ def train(
         skip_bad=skip_bad,
         seed=settings.training.seed,
     )
-    _tell_data(console, faces)
+    for line in faces.summary():
+        console.print(line, highlight=False, soft_wrap=True)
     train_ensemble(settings, faces, out, label_order=label_order, console=console, force=force)
     console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8", highlight=False, soft_wrap=True)
 
@@ -280,19 +288,8 @@ def _print_table(console: Console, title: str, table: Any) -> None:
     Console(markup=False, width=max(width, console.width)).print(table)
 
 
-def _tell_data(console: Console, data: Any) -> None:
-    for name, faces in data.splits.items():
-        console.print(f"  {name}: {len(faces):,} faces", highlight=False)
-    if data.outside:
-        console.print(f"  {data.outside:,} rows left out: their label is none of the seven emotions", highlight=False)
-    if data.skipped:
-        console.print(f"  {len(data.skipped):,} left out that cannot be read:", style="yellow", highlight=False)
-        for sentence in data.skipped[:10]:
-            console.print(f"    {sentence}", highlight=False, soft_wrap=True)
-
-
 def _newest(root: Path, marker: str, command: str) -> Path:
-    found = sorted(root.glob(f"*/{marker}"), key=lambda path: path.stat().st_mtime)
+    found = sorted(root.glob(f"[!.]*/{marker}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError(f"nothing is named, and there is no {root}/*/{marker}.", hint=command)
     return found[-1].parent

@@ -116,7 +116,8 @@ def fit_decision(
 
     Each candidate rule, taken by itself, gets the value that does best on one random half of the faces. It
     is kept if on the other half it mends more faces than it breaks by more than chance explains: one-sided
-    exact sign test, at `level` divided by the number of candidates (Bonferroni).
+    exact sign test, at `level` divided by the number of candidates (Bonferroni). Rules can undo each other:
+    if those kept do not pass the test together, none is kept.
 
     Args:
         probabilities: the vote, `(N, L)`.
@@ -157,7 +158,10 @@ def fit_decision(
                 kept=kept,
             )
         )
-    return Decision(labels=tuple(labels), thresholds=thresholds, pairs=tuple(kept_pairs)), reports
+    together = Decision(labels=tuple(labels), thresholds=thresholds, pairs=tuple(kept_pairs))
+    if _sign_test(*_changes(together, probabilities[~fitted], truth[~fitted])) > level:
+        return Decision(labels=tuple(labels)), [report.model_copy(update={"kept": False}) for report in reports]
+    return together, reports
 
 
 def _best_rule(

@@ -4,11 +4,10 @@
     ├── CheckFailed                1  a comparison was made and did not hold
     ├── UsageError (ValueError)    2  the command or its options make no sense
     ├── MissingRuntime (ImportError)  3  this machine lacks a package or a device
-    ├── BadInput (ValueError)      4  something that was read is not what it must be
-    │   ├── BadData                   faces and labels
-    │   ├── BadCheckpoint             members
-    │   └── BadBundle                 what `build` wrote
-    └── NotEnoughEvidence          6  too few faces for a verdict
+    └── BadInput (ValueError)      4  something that was read is not what it must be
+        ├── BadData                   faces and labels
+        ├── BadCheckpoint             members
+        └── BadBundle                 what `build` wrote
 
 The message says what was found and what was needed; `hint` is the next command or the next step.
 Exceptions of other libraries are mapped to these where they arise, with `raise ... from err`.
@@ -24,7 +23,6 @@ __all__ = [
     "CheckFailed",
     "EmoexportError",
     "MissingRuntime",
-    "NotEnoughEvidence",
     "UsageError",
 ]
 
@@ -73,9 +71,3 @@ class BadCheckpoint(BadInput):
 
 class BadBundle(BadInput):
     """A bundle is incomplete, was changed after it was written, or is of another schema."""
-
-
-class NotEnoughEvidence(EmoexportError):
-    """There are too few faces to answer the question asked."""
-
-    exit_code = 6

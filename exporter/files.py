@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emoexport.errors import UsageError
 
-__all__ = ["new_directory", "sha256_of", "write_text"]
+__all__ = ["new_directory", "refuse_foreign", "sha256_of", "write_text"]
 
 
 def sha256_of(path: Path) -> str:
@@ -45,6 +45,7 @@ def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
     Raises:
         UsageError: if `target` is a file, or a directory with other things in it.
     """
+    target = target.resolve()  # the parent of "." is "." too
     refuse_foreign(target, marker=marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

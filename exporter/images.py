@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emoexport.errors import BadData
 
@@ -38,6 +38,8 @@ def decode_face(data: bytes, *, size: int, channels: int) -> NDArray[np.uint8]:
                 return _to_face(ImageOps.exif_transpose(picture), size=size, channels=channels)
     except BadData:
         raise
+    except UnidentifiedImageError as err:
+        raise BadData(f"this is no picture of a known kind ({len(data):,} bytes).") from err
     except Exception as err:  # Pillow's decoders raise a score of kinds, SyntaxError and struct.error among them
         raise BadData(f"this is no picture that can be read ({type(err).__name__}: {err}).") from err
 

@@ -42,7 +42,7 @@ LABEL_ORDERS: dict[str, tuple[str, ...]] = {
         "not a face",
     ),
     "rafdb": ("", "surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"),
-    "affectnet": ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt"),
+    "affectnet": ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt", *["unknown"] * 3),
 }
 
 
@@ -82,5 +82,5 @@ def to_label(value: str | int, *, order: str = "fer2013") -> int | None:
         return None
     raise BadData(
         f"'{value}' is no label of the order '{order}'; needed is one of {', '.join(EMOTIONS)}, or its number.",
-        hint=f"--label-order takes {', '.join(LABEL_ORDERS)}",
+        hint=f"where numbers mean something else, --label-order says what: {', '.join(LABEL_ORDERS)}",
     )

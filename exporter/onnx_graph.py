@@ -48,7 +48,8 @@ def export_fold(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            dynamic_shapes={INPUT: {0: torch.export.Dim("N", min=1, max=max_batch)}},
+            # A range of few values would be exported as constants; engines hold the real limit.
+            dynamic_shapes={INPUT: {0: torch.export.Dim("N", min=1, max=max(max_batch, 64))}},
             verbose=False,
         )
     assert program is not None

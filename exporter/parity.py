@@ -40,13 +40,10 @@ class EngineParity(Record):
     max_difference: float
     """Of any probability of any face."""
     mean_difference: float
+    tolerance: Tolerance
+    verdict: Literal["passed", "failed"]
     failures: tuple[str, ...]
     """What is out of tolerance, a sentence each; empty for a pass."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything is within the tolerance of the precision."""
-        return not self.failures
 
 
 class ParityReport(Record):
@@ -59,6 +56,8 @@ class ParityReport(Record):
     split: str
     data_sha256: str
     faces: int
+    skipped: int
+    """Faces of the data that could not be read, in all its splits."""
     results: tuple[EngineParity, ...]
     batch: int
     latency: dict[str, Latency]
@@ -116,6 +115,8 @@ def compare(
         reference_only_right=int((reference_right & ~right).sum()),
         max_difference=largest,
         mean_difference=mean,
+        tolerance=tolerance,
+        verdict="failed" if failures else "passed",
         failures=tuple(failures),
     )
 

@@ -24,12 +24,13 @@ from emoexport.bundle import (
 )
 from emoexport.calib.ranges import Calibration, activation_ranges
 from emoexport.calib.sampler import balanced_rows
+from emoexport.decision import Decision
 from emoexport.engines import backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of
 from emoexport.engines.torch_engine import TorchEngine
-from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
+from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.fold import Fold
 from emoexport.onnx_graph import OPSET, export_fold, operators
@@ -41,9 +42,9 @@ from emoexport.reference import Reference
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
 from emoexport.train.audit import clean_rows, face_hashes
-from emoexport.train.checkpoint import FittedDecision, RunRecord, load_members, read_run
+from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.config import RunConfig
-from emoexport.train.dataset import DataSet, load_data
+from emoexport.train.dataset import DataSet, is_synthetic, load_data
 from emoexport.train.ensemble import training_faces
 from emoexport.views import views_named
 
@@ -80,6 +81,7 @@ def build(
     entries, members = load_members(run)
     decision = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint).decision
     model = entries[0].model
+    _require_one_kind(run, record, decision, entries[0])
     views = views_named(record.config.views)
     shape = (model.image_size, model.image_size, model.channels)
     data = data_of_run(run, record, calibration_data) if any(row.calibrated for row in rows) else None
@@ -91,7 +93,13 @@ def build(
         ranges: dict[str, tuple[float, float]] = {}
         if data is not None:
             calibration, ranges = _calibrate(
-                directory, fp32, data, record.config, count=calibration_faces, console=console
+                directory,
+                fp32,
+                data,
+                record.config,
+                wanted=record.data.train_sha256,
+                count=calibration_faces,
+                console=console,
             )
         for row in rows:
             if row.converter:
@@ -136,6 +144,19 @@ def build(
     return Bundle.open(out)
 
 
+def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: MemberRecord) -> None:
+    """Hold the three files of a run against each other: each could have been edited or exchanged."""
+    for name, found, needed in (
+        ("decision.json has the labels", decision.labels, member.model.labels),
+        ("run.json has the image_size", record.config.model.image_size, member.model.image_size),
+        ("run.json has the channels", record.config.model.channels, member.model.channels),
+    ):
+        if found != needed:
+            raise BadCheckpoint(
+                f"{run}: {name} {found}; its members have {needed}.", hint="restore the run's files, or train again"
+            )
+
+
 def _graph_entry(directory: Path, row: Precision) -> GraphEntry:
     file = directory / f"model.{row.name}.onnx"
     return GraphEntry(file=file.name, opset=OPSET, operators=operators(file))
@@ -147,10 +168,15 @@ def _convert(row: Precision, source: Path, target: Path, ranges: dict[str, tuple
 
 
 def _calibrate(
-    directory: Path, graph: Path, data: DataSet, config: RunConfig, *, count: int, console: Console
+    directory: Path, graph: Path, data: DataSet, config: RunConfig, *, wanted: str, count: int, console: Console
 ) -> tuple[CalibrationEntry, dict[str, tuple[float, float]]]:
     """Calibrate on faces that the members were trained on: never on those that judge them."""
     train = training_faces(data, config).train
+    if train.sha256() != wanted:
+        raise BadData(
+            f"the training faces in {data.source} are not those that the members were trained on.",
+            hint="--calib-data names where those are; or train again",
+        )
     chosen = train.take(balanced_rows(train.labels, count, seed=config.training.seed))
     with (
         tempfile.TemporaryDirectory(dir=directory) as scratch,
@@ -189,14 +215,14 @@ def data_of_run(
         record: its record.
         source: where the faces are; None for where the run read them.
         label_order: what numbered labels mean; None for what they meant to the run.
-        skip_bad: leave out what cannot be read.
+        skip_bad: leave out what cannot be read, as is done where the run did.
 
     Raises:
         BadData: if they cannot be read.
     """
     if source is None:
         source = record.data.source
-        if not source.startswith("synthetic"):
+        if not is_synthetic(source):
             source = str((run.resolve() / source).resolve())
     model = record.config.model
     return load_data(
@@ -205,13 +231,13 @@ def data_of_run(
         channels=model.channels,
         label_order=label_order or record.data.label_order,
         seed=record.data.seed,
-        skip_bad=skip_bad,
+        skip_bad=skip_bad or record.data.skipped > 0,
     )
 
 
 def data_name(source: str) -> str:
     """How reports name data: without the folders of the machine it lies on."""
-    return source if source.startswith("synthetic") else Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
+    return source if is_synthetic(source) else Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
 
 
 def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
@@ -324,7 +350,9 @@ def verify(
     if limit is not None and limit < len(faces):
         rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
         faces, clean = faces.take(rows), clean[rows]
-    if split in ("train", "validation"):
+    for line in dataset.summary():
+        console.print(line, highlight=False, soft_wrap=True)
+    if split in ("train", "validation") and _is_training_data(dataset, record):
         console.print(
             f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
             style="yellow",
@@ -367,15 +395,20 @@ def verify(
         split=split,
         data_sha256=faces.sha256(),
         faces=len(faces),
+        skipped=len(dataset.skipped),
         results=tuple(results),
         batch=batch,
         latency={name: latency_of(times) for name, times in samples.items()},
         size_bytes={precision: bundle.size_of(precision) for precision in bundle.manifest.graphs},
         machine=describe_machine(),
-        verdict="passed" if all(result.passed for result in results) else "failed",
+        verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",
     )
     _write_report(bundle, "parity", report, parity_markdown(report))
     return report
+
+
+def _is_training_data(data: DataSet, record: RunRecord) -> bool:
+    return "train" in data.splits and training_faces(data, record.config).train.sha256() == record.data.train_sha256
 
 
 def bench(

@@ -42,7 +42,7 @@ PRECISIONS: Mapping[str, Precision] = {
             name="fp32",
             title="FP32",
             converter="",
-            tolerance=Tolerance(max_difference=1e-4, mean_difference=1e-5, min_agreement=0.999, max_drop=0.001),
+            tolerance=Tolerance(max_difference=1e-5, mean_difference=1e-6, min_agreement=0.999, max_drop=0.001),
         ),
         Precision(
             name="fp16",

@@ -128,7 +128,7 @@ def to_int8(source: Path, target: Path, ranges: Ranges | None = None) -> None:
     if missing or ranges is None:
         raise BadInput(
             f"the calibration has no range for '{missing[0] if missing else 'any tensor'}': it is of another graph.",
-            hint="build again without --calibration",
+            hint="build again",
         )
     quantizer = QDQQuantizer(
         model=model,

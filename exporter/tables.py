@@ -84,7 +84,7 @@ def _parity_row(report: ParityReport, result: EngineParity, digits: int) -> Row:
         "mean Δp": f"{result.mean_difference:.1e}",
         "ms a face": f"{report.latency[result.engine].p50_ms / report.batch:.2f}",
         "MB": f"{report.size_bytes[result.precision] / 1e6:.1f}",
-        "verdict": "passed" if result.passed else "FAILED",
+        "verdict": result.verdict,
     }
 
 

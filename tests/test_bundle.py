@@ -7,7 +7,7 @@ import pytest
 
 from emoexport import pipeline
 from emoexport.bundle import Bundle
-from emoexport.errors import BadBundle, BadCheckpoint, UsageError
+from emoexport.errors import BadBundle, BadCheckpoint, BadData, BadInput, UsageError
 from emoexport.files import new_directory, write_text
 
 
@@ -66,7 +66,9 @@ def test_an_edited_manifest_is_noticed(spoiled):
     edit(spoiled, lambda manifest: manifest["decision"]["thresholds"].update(happy=0.9))
     with pytest.raises(BadBundle, match="changed after it was written") as caught:
         Bundle.open(spoiled)
-    assert caught.value.hint.startswith("emoexport build ")
+    words = caught.value.hint.split()
+    assert words[:2] == ["emoexport", "build"]
+    assert words[-2:] == ["--fp16", "--int8"]
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "link.txt"])
@@ -90,8 +92,12 @@ def test_what_is_no_bundle(tmp_path):
 
 
 def test_a_precision_that_is_not_there(bundle):
-    with pytest.raises(BadBundle, match="no bf16 graph"):
-        bundle.graph("bf16")
+    with pytest.raises(UsageError, match="'bf17' is no precision"):
+        bundle.graph("bf17")
+    less = Bundle(path=bundle.path, manifest=bundle.manifest.model_copy(update={"graphs": {}}))
+    with pytest.raises(BadBundle, match="no int8 graph") as caught:
+        less.graph("int8")
+    assert caught.value.hint.endswith("--int8")
 
 
 def test_a_build_that_fails_leaves_the_old_bundle(run_dir, spoiled, quiet, monkeypatch):
@@ -124,6 +130,33 @@ def test_a_run_that_is_not_the_bundles(bundle, run_dir, tmp_path, quiet):
         pipeline.open_reference(bundle, copy)
     with pytest.raises(BadCheckpoint, match="is not at"):
         pipeline.open_reference(bundle, tmp_path / "nowhere")
+
+
+def test_files_of_a_run_that_do_not_fit_together(run_dir, tmp_path, quiet):
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    record = json.loads((run / "decision.json").read_text())
+    record["decision"]["labels"] = record["decision"]["labels"][::-1]
+    (run / "decision.json").write_text(json.dumps(record))
+    with pytest.raises(BadCheckpoint, match=r"decision\.json has the labels"):
+        pipeline.build(run, tmp_path / "x", console=quiet)
+    (run / "decision.json").unlink()
+    with pytest.raises(BadCheckpoint, match=r"decision\.json"):
+        pipeline.build(run, tmp_path / "x", console=quiet)
+    assert not (tmp_path / "x").exists()
+
+
+def test_only_faces_that_were_trained_on_calibrate(run_dir, tmp_path, quiet):
+    with pytest.raises(BadData, match="not those that the members were trained on"):
+        pipeline.build(run_dir, tmp_path / "x", precisions=["int8"], calibration_data="synthetic:700", console=quiet)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_bundle_for_one_face_at_a_time(run_dir, tmp_path, quiet, faces):
+    bundle = pipeline.build(run_dir, tmp_path / "one", max_batch=1, console=quiet)
+    for engine in pipeline.open_engines(bundle):
+        assert engine.run(faces[0][:1]).probabilities.shape == (1, 7)
+        with pytest.raises(BadInput, match="N from 1 to 1"):
+            engine.run(faces[0][:2])
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

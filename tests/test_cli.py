@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from emoexport import cli
+from emoexport.precision import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,7 +113,7 @@ MISTAKES = [
     ("verify", 2, "error: nothing is named, and there is no build/*/manifest.json"),
     ("verify no/such/bundle", 4, "error: no/such/bundle is no bundle"),
     ("verify {bundle} --engine tpu", 2, "error: 'tpu' is no engine"),
-    ("verify {bundle} --precision bf16", 4, "error: {bundle} has no bf16 graph"),
+    ("verify {bundle} --precision bf17", 2, "error: 'bf17' is no precision"),
     ("verify {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
     ("verify {bundle} --run no/such/run", 4, "error: the training run of {bundle} is not at no/such/run"),
     ("bench {bundle} --batch 1000", 4, "error: batches are [1000]"),
@@ -156,8 +157,22 @@ def test_mistakes_get_a_sentence_and_leave_nothing(typed, code, said, run, place
     assert err.startswith(said.format(**places)), err
     assert "Traceback" not in err
     assert not said or len(err.strip().splitlines()) <= 2
-    assert list((tmp_path / "here").rglob("*")) == [] or not any((tmp_path / "here").rglob("*.json"))
+    assert list((tmp_path / "here").rglob("*")) == []
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "fp32"])
+def test_every_precision_has_its_flag(precision, run):
+    _, out, _ = run("build", "--help")
+    assert f"--{precision}" in out
+
+
+def test_a_run_that_is_no_directory_to_write_in(run, config_file, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, _, err = run("train", "--data", "synthetic:140", "--config", config_file, "--out", tmp_path / "file/x")
+    assert code == 4
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
 
 
 def test_an_unknown_setting_names_the_nearest(run, tmp_path):

@@ -122,6 +122,7 @@ def test_size_and_channels_are_converted(tree):
         ("contempt", "affectnet", None),
         (7, "affectnet", None),
         (9, "ferplus", None),
+        (10, "affectnet", None),
     ],
 )
 def test_labels_of_other_data_sets(value, order, label):
@@ -171,8 +172,11 @@ def test_an_unknown_class_folder(tree):
     ("name", "content", "message"),
     [
         ("x.csv", "a,b\n1,2\n", "needed are emotion, pixels"),
-        ("x.csv", "emotion,pixels,Usage\n3,1 2 3,Training\n", "line 2"),
-        ("x.csv", "emotion,pixels,Usage\n3,1 2 3 999,Training\n", "line 2"),
+        ("x.csv", "emotion,pixels,Usage\n3,1 2 3,Training\n", "line 2: found 3 grey values"),
+        ("x.csv", "emotion,pixels,Usage\n3,1 2 3 999,Training\n", "line 2: found grey values from 1 to 999"),
+        ("x.csv", "emotion,pixels,Usage\n3,1 2 3 x,Training\n", "line 2: found grey values that are no whole"),
+        ("x.csv", f"emotion,pixels,Usage\n3,1 2 3 {10**30},Training\n", "line 2: found grey values that"),
+        ("x.csv", "emotion,pixels,Usage\n,1 2 3 4,Training\n", "line 2: '' is no label"),
         ("x.csv", "emotion,pixels,Usage\n3,1 2 3 4\n", "2 cells"),
         ("x.csv", "", "needed are emotion, pixels"),
         ("x.parquet", "PAR1 but not really", "Parquet"),
@@ -192,6 +196,43 @@ def test_no_such_data_and_an_empty_folder(tmp_path):
         load_data(str(tmp_path), size=32)
     with pytest.raises(UsageError):
         load_data("synthetic:few", size=32)
+
+
+def test_a_csv_of_large_faces_with_blank_lines(tmp_path):
+    large = " ".join(["100"] * 256 * 256)
+    lines = [f"{label},{large},Training\n\n" for label in range(7)]
+    (tmp_path / "x.csv").write_text("emotion,pixels,Usage\n" + "".join(lines) + "\n")
+    assert load_data(str(tmp_path / "x.csv"), size=32).splits["train"].images.shape == (7, 32, 32, 1)
+
+
+def test_cells_of_another_type(tmp_path, faces):
+    cells = [png(image) for image in faces[0][:7]]
+    table = pa.table({"image": cells, "label": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "split": [1] * 7})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert len(load_data(str(tmp_path), size=32).splits["1"]) == 7
+    pq.write_table(pa.table({"image": [[1, 2, 3]], "label": [0]}), tmp_path / "x.parquet")
+    with pytest.raises(BadData, match="row 1: found a list"):
+        load_data(str(tmp_path), size=32)
+    pq.write_table(pa.table({"image": cells[:1], "label": [None]}), tmp_path / "x.parquet")
+    with pytest.raises(BadData, match="row 1: 'None' is no label"):
+        load_data(str(tmp_path), size=32)
+
+
+def test_shards_of_a_published_set_are_one_split(tmp_path, faces):
+    for shard, rows in enumerate((slice(0, 35), slice(35, 70))):
+        table = pa.table({"image": [png(image) for image in faces[0][rows]], "label": faces[1][rows]})
+        pq.write_table(table, tmp_path / f"train-0000{shard}-of-00002.parquet")
+    assert len(load_data(str(tmp_path), size=32).splits["train"]) == 70
+
+
+def test_what_only_looks_like_a_picture_and_what_is_hidden(tree):
+    (tree / "train" / "sad" / "._0.png").write_bytes(b"made by a file manager")
+    (tree / "train" / ".ipynb_checkpoints").mkdir()
+    assert len(load_data(str(tree), size=32).splits["train"]) == 14
+    (tree / "train" / "sad" / "folder.png").mkdir()
+    with pytest.raises(BadData, match=r"folder\.png: this file cannot be read"):
+        load_data(str(tree), size=32)
+    assert len(load_data(str(tree), size=32, skip_bad=True).skipped) == 1
 
 
 def test_parquet_without_the_columns(tmp_path):

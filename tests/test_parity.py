@@ -22,7 +22,7 @@ def judge(engine: Outcome, reference: Outcome, truth: np.ndarray, precision: str
 
 def test_the_same_outcome_passes():
     result = judge(outcome(), outcome(), outcome().label)
-    assert result.passed
+    assert result.verdict == "passed"
     assert result.accuracy.value == 1
     assert result.agreement.n == 1000
     assert result.agreement.low == pytest.approx(0.9963, abs=1e-3)
@@ -37,7 +37,7 @@ def test_wrong_rows_fail_at_every_precision(precision):
         order[[start, start + 1]] = order[[start + 1, start]]
     wrong = Outcome(*(column[order] for column in right))
     result = judge(wrong, right, right.label, precision)
-    assert not result.passed
+    assert result.verdict == "failed"
     assert any("labels agree" in failure for failure in result.failures)
 
 
@@ -45,7 +45,7 @@ def test_nan_fails():
     right = outcome()
     broken = right._replace(probabilities=np.where(np.arange(7) == 3, np.nan, right.probabilities))
     result = judge(broken, right, right.label, "int8")
-    assert not result.passed
+    assert result.verdict == "failed"
     assert result.max_difference == float("inf")
 
 

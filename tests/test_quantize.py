@@ -78,6 +78,7 @@ def test_int8_is_of_the_flavour_that_tensorrt_accepts(bundle):
         assert not zero.any()
     assert not any(array.dtype == np.int32 for array in tensors.values())
     weights = [tensors[n.input[1]] for n in pairs if n.op_type == "DequantizeLinear" and n.input[0] in tensors]
+    assert weights
     assert all(scale.ndim == 1 and scale.size > 1 for scale in weights)  # per output channel
 
 

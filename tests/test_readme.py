@@ -32,7 +32,7 @@ def test_every_option_in_the_readme_exists(line, monkeypatch, capsys):
     assert not exited.value.code
     shown = capsys.readouterr().out
     for option in (word for word in words if word.startswith("-")):
-        assert option in shown, f"{option} of: {line}"
+        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", shown), f"{option} of: {line}"
 
 
 @pytest.mark.parametrize("target", MAKE_TARGETS)

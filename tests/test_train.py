@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from emoexport.errors import UsageError
+from emoexport.errors import BadData, UsageError
 from emoexport.train.config import RunConfig, load_config, preset_names
-from emoexport.train.dataset import load_data
-from emoexport.train.ensemble import train_ensemble, training_faces
+from emoexport.train.dataset import Faces, load_data
+from emoexport.train.ensemble import check_request, train_ensemble, training_faces
 
 
 def test_presets_are_complete_and_differ():
-    assert preset_names() == ["cpu", "tiny"]
+    assert {"cpu", "tiny"} <= set(preset_names())
     assert load_config("cpu") != load_config("tiny")
     assert load_config("tiny", epochs=9, seed=None).training.epochs == 9
 
@@ -23,6 +23,9 @@ def test_presets_are_complete_and_differ():
         ("[training]\nepochs = 0", "epochs"),
         ("[model]\nchannels = 2", "channels"),
         ("training = 3", "training"),
+        ("[model]\nlabels = ['happy', 'sad']", "in this order"),
+        ("[model]\nbackbone_args = {pretrained = true}", "would load weights"),
+        ("[training]\nseed = -1", "seed"),
         ("[training", "TOML"),
     ],
 )
@@ -30,7 +33,7 @@ def test_wrong_settings_are_refused(text, message, tmp_path):
     (tmp_path / "x.toml").write_text(text)
     with pytest.raises(UsageError, match=message):
         load_config(file=tmp_path / "x.toml")
-    with pytest.raises(UsageError, match="there are cpu, tiny"):
+    with pytest.raises(UsageError, match="no preset 'huge'"):
         load_config("huge")
 
 
@@ -52,6 +55,32 @@ def test_validation_is_set_aside_from_train_where_there_is_none(tmp_path):
     assert np.bincount(chosen.validation.labels).tolist() == [10] * 7
     rows = {image.tobytes() for image in chosen.train.images}
     assert not rows & {image.tobytes() for image in chosen.validation.images}
+
+
+def test_the_tiny_preset_learns_drawn_faces_but_not_to_the_full(tmp_path, quiet):
+    config = load_config("tiny", members=1)
+    train_ensemble(config, load_data("synthetic:5600", size=48), tmp_path / "x", label_order="fer2013", console=quiet)
+    fitted = json.loads((tmp_path / "x/decision.json").read_text())
+    assert 0.75 <= fitted["validation_accuracy"]["one member, one view"] <= 0.95
+
+
+def test_every_emotion_is_left_to_train_and_to_validate_on():
+    data = load_data("synthetic:140", size=32)
+    train = data.splits["train"]
+    few = {label: np.flatnonzero(train.labels == label)[:2] for label in range(7)}
+    rows = np.concatenate(list(few.values()))
+    chosen = training_faces(type(data)(source="x", splits={"train": train.take(rows)}), RunConfig())
+    assert (len(chosen.train), len(chosen.validation)) == (7, 7)
+    copies = np.concatenate([rows, few[3]])
+    labels = np.concatenate([train.labels[rows], [4, 4]])  # every happy face stands there as sad too
+    conflicting = Faces(images=train.images[copies], labels=labels, flagged=np.zeros(len(copies), dtype=bool))
+    with pytest.raises(BadData, match="'happy' is left to train on"):
+        training_faces(type(data)(source="x", splits={"train": conflicting}), RunConfig())
+
+
+def test_unknown_views_are_told_before_training(tmp_path):
+    with pytest.raises(UsageError, match="'nose' is no view"):
+        check_request(RunConfig(views=("identity", "nose")), tmp_path / "x", force=False)
 
 
 def test_a_run_is_not_overwritten_by_accident(run_dir, config_file, quiet):

@@ -179,7 +179,10 @@ def load_member(path: Path) -> tuple[MemberRecord, EmoteNet]:
         network = EmoteNet(record.model)
         network.load_state_dict(state)
     except (RuntimeError, UsageError) as err:
-        raise BadCheckpoint(f"{weights} does not fit the network of {path.name}: {err}") from err
+        raise BadCheckpoint(
+            f"{weights} does not fit the network of {path.name}: {_first_lines(err)}",
+            hint="restore the pair of files, or train again",
+        ) from err
     broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise BadCheckpoint(
@@ -195,7 +198,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
-        first = str(err).strip().splitlines()[0]
+        first = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise BadCheckpoint(
             f"{path} cannot be read as plain tensors: {first}",
             hint="save the state_dict alone, best as safetensors; a pickle that would run code is never loaded",
@@ -217,3 +220,9 @@ def _require_alike(records: list[MemberRecord], files: list[Path]) -> None:
                     f"members do not fit together: {files[0].name} has {field} {ours}, {path.name} has {theirs}.",
                     hint="build from members of one data set and one size",
                 )
+
+
+def _first_lines(err: Exception) -> str:
+    """What PyTorch says over several lines, on one, up to its first complaint."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return " ".join(lines[:2])

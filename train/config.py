@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from emoexport.config import Record, read_toml
 from emoexport.errors import UsageError
@@ -33,6 +33,29 @@ class ModelConfig(Record):
     drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth."""
     labels: tuple[str, ...] = EMOTIONS
+    """Fixed; written down so that a member says what its outputs mean."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _is_a_plain_name(cls, name: str) -> str:
+        if ":" in name:
+            raise ValueError("must be the name of a timm model; others would be fetched or read from elsewhere")
+        return name
+
+    @field_validator("backbone_args")
+    @classmethod
+    def _load_nothing(cls, given: dict[str, Any]) -> dict[str, Any]:
+        loading = sorted(name for name in given if name.startswith(("pretrained", "checkpoint", "cache")))
+        if loading:
+            raise ValueError(f"{loading[0]} would load weights that are not the member's own")
+        return given
+
+    @field_validator("labels")
+    @classmethod
+    def _are_the_emotions(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names != EMOTIONS:
+            raise ValueError(f"labels must be {', '.join(EMOTIONS)}, in this order")
+        return names
 
 
 class TrainingConfig(Record):
@@ -54,7 +77,7 @@ class TrainingConfig(Record):
     """The share of the training split set aside where the data has no validation split."""
     clean_rows_only: bool = True
     """Leave copies, contradictions and blanks out of training and validation."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class RunConfig(Record):

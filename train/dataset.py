@@ -5,6 +5,7 @@ Faces are held in memory as uint8; FER-2013 takes 83 MB.
 
 import csv
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from emoexport.images import decode_face, resize_face
 from emoexport.labels import EMOTIONS, to_label
 from emoexport.train.synthetic import synthetic_faces
 
-__all__ = ["DataSet", "Faces", "load_data"]
+__all__ = ["DataSet", "Faces", "is_synthetic", "load_data"]
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -81,8 +82,19 @@ class DataSet:
             UsageError: if there is none of that name.
         """
         if name not in self.splits:
-            raise UsageError(f"{self.source} has no split '{name}'.", hint=f"--split takes {', '.join(self.splits)}")
+            raise UsageError(f"{self.source} has no split '{name}'.", hint=f"its splits are {', '.join(self.splits)}")
         return self.splits[name]
+
+    def summary(self) -> list[str]:
+        """What was read, and what was not, in lines for people."""
+        lines = [f"  {name}: {len(faces):,} faces" for name, faces in self.splits.items()]
+        if self.outside:
+            lines.append(f"  {self.outside:,} rows left out: their label is none of the seven emotions")
+        if self.skipped:
+            lines.append(f"  {len(self.skipped):,} left out that cannot be read:")
+            lines += [f"    {sentence}" for sentence in self.skipped[:10]]
+            lines += [f"    and {len(self.skipped) - 10:,} more"] if len(self.skipped) > 10 else []
+        return lines
 
     def evaluation_split(self) -> str:
         """The split to report on if none is named."""
@@ -95,7 +107,8 @@ class DataSet:
 class _Row(NamedTuple):
     split: str
     label: str | int
-    picture: bytes | NDArray[np.uint8]
+    picture: object
+    """Encoded bytes, the path of a file with such, or grey values as text."""
     name: str
     flagged: bool = False
 
@@ -125,7 +138,7 @@ def load_data(
         BadData: if there is no such data, a face cannot be read, a label is unknown, or an emotion has no face.
         UsageError: if the source or an option makes no sense.
     """
-    if source == "synthetic" or source.startswith("synthetic:"):
+    if is_synthetic(source):
         return _synthetic(source, size=size, channels=channels, seed=seed)
     path = Path(source)
     if not path.exists():
@@ -143,6 +156,11 @@ def load_data(
                 hint="add faces of it, or leave the split out",
             )
     return data
+
+
+def is_synthetic(source: str) -> bool:
+    """Whether faces are drawn rather than read."""
+    return source == "synthetic" or source.startswith("synthetic:")
 
 
 def _synthetic(source: str, *, size: int, channels: int, seed: int) -> DataSet:
@@ -217,80 +235,105 @@ def _label_of(row: _Row, label_order: str) -> int | None:
 
 
 def _face_of(row: _Row, *, size: int, channels: int) -> NDArray[np.uint8]:
-    if isinstance(row.picture, bytes):
-        return decode_face(row.picture, size=size, channels=channels)
-    return resize_face(row.picture, size=size, channels=channels)
+    picture = row.picture
+    if isinstance(picture, Path):
+        try:
+            picture = picture.read_bytes()
+        except OSError as err:
+            raise BadData(f"this file cannot be read ({err.strerror}).") from err
+    if isinstance(picture, bytes):
+        return decode_face(picture, size=size, channels=channels)
+    if isinstance(picture, str):
+        return resize_face(_pixels(picture), size=size, channels=channels)
+    raise BadData(f"found a {type(picture).__name__}; needed are the bytes of a picture.")
 
 
 def _split_name(name: str) -> str:
-    plain = name.strip().lower().replace(" ", "_").replace("-", "_")
+    whole = re.sub(r"-\d+-of-\d+$", "", name.strip().lower())  # the shards of a published Parquet set
+    plain = whole.replace(" ", "_").replace("-", "_")
     return _SPLITS.get(plain, plain)
 
 
 def _folder_rows(root: Path) -> Iterator[_Row]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for split in folders:
-        emotions = sorted(path for path in split.iterdir() if path.is_dir())
-        for emotion in emotions:
+    for split in _folders(root):
+        for emotion in _folders(split):
             for path in sorted(emotion.iterdir()):
-                if path.suffix.lower() in PICTURE_SUFFIXES:
-                    yield _Row(_split_name(split.name), emotion.name, path.read_bytes(), str(path))
+                if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+                    yield _Row(_split_name(split.name), emotion.name, path, str(path))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(inner for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
+    csv.field_size_limit(2**27)  # a face of 1024 x 1024 pixels has 4 MB of text; Python's limit is 128 kB
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file)
-        header = [name.strip().lower() for name in next(reader, [])]
-        missing = {"emotion", "pixels"} - set(header)
-        if missing:
-            raise BadData(
-                f"{path} has the columns {', '.join(header) or 'none'}; needed are emotion, pixels and, "
-                "if it holds several splits, Usage."
-            )
-        emotion, pixels = header.index("emotion"), header.index("pixels")
-        usage = header.index("usage") if "usage" in header else None
-        for cells in reader:
-            name = f"{path} line {reader.line_num}"
-            if len(cells) != len(header):
-                raise BadData(f"{name} has {len(cells)} cells; the header has {len(header)}.")
-            split = cells[usage] if usage is not None else "train"
-            yield _Row(_split_name(split), cells[emotion].strip(), _pixels(cells[pixels]), name)
+        try:
+            header = [name.strip().lower() for name in next(reader, [])]
+            missing = {"emotion", "pixels"} - set(header)
+            if missing:
+                raise BadData(
+                    f"{path} has the columns {', '.join(header) or 'none'}; needed are emotion, pixels and, "
+                    "if it holds several splits, Usage."
+                )
+            emotion, pixels = header.index("emotion"), header.index("pixels")
+            usage = header.index("usage") if "usage" in header else None
+            for cells in reader:
+                if not cells:
+                    continue
+                name = f"{path} line {reader.line_num}"
+                if len(cells) != len(header):
+                    raise BadData(f"{name} has {len(cells)} cells; the header has {len(header)}.")
+                split = cells[usage] if usage is not None else "train"
+                yield _Row(_split_name(split), cells[emotion].strip(), cells[pixels], name)
+        except csv.Error as err:
+            raise BadData(f"{path} line {reader.line_num} cannot be read as CSV: {err}.") from err
 
 
-def _pixels(text: str) -> bytes | NDArray[np.uint8]:
-    """Grey values as text to a square face; what is no such text comes back as bytes that no one can decode."""
+def _pixels(text: str) -> NDArray[np.uint8]:
+    """Grey values as text to a square face, uint8 `(side, side)`."""
+    words = text.split()
+    side = round(len(words) ** 0.5)
+    if side * side != len(words) or side == 0:
+        raise BadData(f"found {len(words)} grey values; needed is a square number of them.")
     try:
-        values = np.array(text.split(), dtype=np.int64)
-    except ValueError:
-        return text[:40].encode()
-    side = round(len(values) ** 0.5)
-    if side == 0 or side * side != len(values) or values.min() < 0 or values.max() > 255:
-        return text[:40].encode()
+        values = np.array(words, dtype=np.int64)
+    except (ValueError, OverflowError) as err:
+        raise BadData(f"found grey values that are no whole numbers ({err}).") from err
+    if values.min() < 0 or values.max() > 255:
+        raise BadData(f"found grey values from {values.min()} to {values.max()}; needed are 0 to 255.")
     return values.astype(np.uint8).reshape(side, side)
 
 
 def _parquet_rows(paths: list[Path]) -> Iterator[_Row]:
     for path in paths:
         try:
-            table = pq.ParquetFile(path)
+            yield from _parquet_file_rows(path)
         except (pa.ArrowException, OSError) as err:
             raise BadData(f"{path} cannot be read as Parquet: {err}.") from err
-        names = set(table.schema_arrow.names)
-        picture = next((name for name in ("png", "image") if name in names), None)
-        label = next((name for name in ("label", "emotion") if name in names), None)
-        if picture is None or label is None:
-            raise BadData(f"{path} has the columns {', '.join(sorted(names))}; needed are png or image, and label.")
-        marks = names & {"dup_first", "dup_label_conflict", "constant", "in_train_exact"}
-        columns = [picture, label, *marks, *(names & {"split"})]
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=columns):
-            for cells in batch.to_pylist():
-                number += 1
-                name = f"{path} row {number}"
-                data = cells[picture]
-                data = data.get("bytes") if isinstance(data, dict) else data
-                split = cells.get("split") or path.stem
-                yield _Row(_split_name(split), cells[label], data or b"", name, _is_flagged(cells, split))
+
+
+def _parquet_file_rows(path: Path) -> Iterator[_Row]:
+    table = pq.ParquetFile(path)
+    names = set(table.schema_arrow.names)
+    picture = next((name for name in ("png", "image") if name in names), None)
+    label = next((name for name in ("label", "emotion") if name in names), None)
+    if picture is None or label is None:
+        raise BadData(f"{path} has the columns {', '.join(sorted(names))}; needed are png or image, and label.")
+    marks = names & {"dup_first", "dup_label_conflict", "constant", "in_train_exact"}
+    columns = [picture, label, *marks, *(names & {"split"})]
+    number = 0
+    for batch in table.iter_batches(batch_size=1024, columns=columns):
+        for cells in batch.to_pylist():
+            number += 1
+            data, value = cells[picture], cells[label]
+            data = data.get("bytes") if isinstance(data, dict) else data
+            value = int(value) if isinstance(value, float) and value.is_integer() else value
+            split = str(cells.get("split") or path.stem)
+            flagged = _is_flagged(cells, split)
+            yield _Row(_split_name(split), value, data or b"", f"{path} row {number}", flagged)
 
 
 def _is_flagged(cells: dict[str, Any], split: str) -> bool:

@@ -30,7 +30,7 @@ class EmoteNet(nn.Module):
                 drop_path_rate=config.drop_path_rate,
                 **config.backbone_args,
             )
-        except (RuntimeError, TypeError, ValueError) as err:
+        except (RuntimeError, TypeError, ValueError, AssertionError, LookupError) as err:
             raise UsageError(
                 f"timm cannot make '{config.backbone}' with {config.backbone_args or 'no arguments'}: {err}"
             ) from err

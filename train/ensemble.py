@@ -18,8 +18,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
 from emoexport.decision import Decision, fit_decision
-from emoexport.errors import UsageError
-from emoexport.files import new_directory
+from emoexport.errors import BadData, UsageError
+from emoexport.files import new_directory, refuse_foreign
+from emoexport.labels import EMOTIONS
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
 from emoexport.train.audit import clean_rows
@@ -32,11 +33,11 @@ from emoexport.train.checkpoint import (
     save_member,
 )
 from emoexport.train.config import RunConfig
-from emoexport.train.dataset import DataSet, Faces
+from emoexport.train.dataset import DataSet, Faces, is_synthetic
 from emoexport.train.lightning_module import MemberTraining
 from emoexport.views import views_named
 
-__all__ = ["Training", "train_ensemble", "training_faces"]
+__all__ = ["Training", "check_request", "train_ensemble", "training_faces"]
 
 
 class Training(NamedTuple):
@@ -55,6 +56,7 @@ def training_faces(data: DataSet, config: RunConfig) -> Training:
 
     Raises:
         UsageError: if the data has no split `train`.
+        BadData: if an emotion has no face left to train or to validate on.
     """
     settings = config.training
     masks = clean_rows(data) if settings.clean_rows_only else {}
@@ -65,13 +67,43 @@ def training_faces(data: DataSet, config: RunConfig) -> Training:
 
     train = chosen("train")
     if "validation" in data.splits:
-        return Training(train, chosen("validation"), "validation")
+        return _complete(Training(train, chosen("validation"), "validation"))
     rng = np.random.default_rng(settings.seed)
     aside = np.zeros(len(train), dtype=bool)
     for label in np.unique(train.labels):
         rows = rng.permutation(np.flatnonzero(train.labels == label))
-        aside[rows[: round(len(rows) * settings.validation)]] = True
-    return Training(train.take(~aside), train.take(aside), f"{settings.validation:.0%} of train")
+        aside[rows[: max(1, round(len(rows) * settings.validation))]] = True
+    return _complete(Training(train.take(~aside), train.take(aside), f"{settings.validation:.0%} of train"))
+
+
+def _complete(chosen: Training) -> Training:
+    for name, faces in (("train", chosen.train), ("validate", chosen.validation)):
+        missing = np.setdiff1d(np.arange(len(EMOTIONS)), faces.labels)
+        if len(missing):
+            raise BadData(
+                f"no face of '{EMOTIONS[missing[0]]}' is left to {name} on, of {len(faces)} after copies, "
+                "contradictions and blanks are left out.",
+                hint="add faces of it, or set clean_rows_only = false in [training]",
+            )
+    return chosen
+
+
+def check_request(config: RunConfig, out: Path, *, force: bool) -> None:
+    """Refuse at once what would only fail after data was read or members were trained.
+
+    Raises:
+        UsageError: if `out` holds a run and not `force`, there are fewer epochs than members, or a view is unknown.
+    """
+    views_named(config.views)
+    settings = config.training
+    if settings.epochs < settings.members:
+        raise UsageError(
+            f"{settings.epochs} epochs cannot give {settings.members} checkpoints.",
+            hint=f"--epochs {settings.members} or more, or --members {settings.epochs}",
+        )
+    if (out / RUN_FILE).exists() and not force:
+        raise UsageError(f"{out} holds a run already.", hint="--force replaces it, or name another --out")
+    refuse_foreign(out, marker=RUN_FILE)
 
 
 def train_ensemble(
@@ -88,16 +120,11 @@ def train_ensemble(
         force: replace a run that stands there.
 
     Raises:
-        UsageError: if `out` holds a run and not `force`, or there are fewer epochs than members.
+        UsageError: as `check_request`.
+        BadData: if an emotion has no face left to train or to validate on.
     """
     settings = config.training
-    if settings.epochs < settings.members:
-        raise UsageError(
-            f"{settings.epochs} epochs cannot give {settings.members} checkpoints.",
-            hint=f"--epochs {settings.members} or more, or --members {settings.epochs}",
-        )
-    if (out / RUN_FILE).exists() and not force:
-        raise UsageError(f"{out} holds a run already.", hint="--force replaces it, or name another --out")
+    check_request(config, out, force=force)
     L.seed_everything(settings.seed, verbose=False)
     faces = training_faces(data, config)
     started = time.monotonic()
@@ -130,7 +157,7 @@ def train_ensemble(
 
 def _relative(source: str, out: Path) -> str:
     """A path that holds as long as run and data move together."""
-    if source.startswith("synthetic"):
+    if is_synthetic(source):
         return source
     return os.path.relpath(Path(source).resolve(), out.resolve())
 
@@ -159,6 +186,7 @@ def _fit(config: RunConfig, faces: Training, directory: Path, console: Console) 
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         trainer = L.Trainer(
             max_epochs=settings.epochs,
+            devices=1,
             precision=_precision(settings.precision),
             callbacks=callbacks,
             logger=CSVLogger(directory, name="", version=""),
