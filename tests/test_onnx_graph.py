@@ -5,14 +5,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
+from emoexport.decision import Decision
 from emoexport.errors import CheckFailed
 from emoexport.fold import Fold
 from emoexport.onnx_graph import PASSES, check_graph, export_fold, operators
 from emoexport.reference import Reference
+from emoexport.train.config import ModelConfig
+from emoexport.train.emotenet import EmoteNet
 from emoexport.views import VIEWS
 
 SHAPE = (32, 32, 1)
+COLOUR = ModelConfig(
+    image_size=32,
+    channels=3,
+    backbone_args={"patch_size": 4, "depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32), "conv_mlp": False},
+)
 
 # What ONNX Runtime, OpenVINO and TensorRT 10 and 11 all read. Source: the operator tables of the three.
 PORTABLE = {
@@ -40,6 +49,19 @@ def test_onnx_runtime_says_what_the_reference_says(count, graph, networks, rules
     assert np.array_equal(label, wanted.label)
     assert np.abs(confidence - wanted.confidence).max() < 1e-5
     assert (probabilities.dtype, label.dtype, confidence.dtype) == (np.float32, np.int64, np.float32)
+
+
+def test_faces_in_colour(tmp_path, faces):
+    torch.manual_seed(0)
+    network = EmoteNet(COLOUR).eval()
+    views = tuple(VIEWS.values())
+    colour = np.concatenate([faces[0][:6], faces[0][6:12], faces[0][12:18]], axis=3)
+    export_fold(Fold([network], views, Decision()), tmp_path / "m.onnx", face_shape=(32, 32, 3), max_batch=8)
+    session = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    wanted = Reference(members=[network], views=views, decision=Decision()).run(colour)
+    probabilities, label, _ = session.run(None, {"faces": colour})
+    assert np.abs(probabilities - wanted.probabilities).max() < 1e-5
+    assert np.array_equal(label, wanted.label)
 
 
 def test_operators_are_portable(graph):

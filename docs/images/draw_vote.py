@@ -36,6 +36,7 @@ def main(path: Path, row: int) -> None:
     votes.set(
         title=f"{scores.shape[0]} members x {scores.shape[1]} views: P({labels[label]})", xlabel="view", ylabel="member"
     )
+    votes.set_xticks(range(0, scores.shape[1], 5), [str(view + 1) for view in range(0, scores.shape[1], 5)])
     votes.set_yticks(range(len(scores)), [str(member + 1) for member in range(len(scores))])
     figure.colorbar(image, ax=votes)
     bars = figure.add_subplot(grid[3])
