@@ -3,8 +3,8 @@
 Nothing here imports a runtime until an engine of it is opened, and nothing but `torch_engine` needs torch.
 """
 
-import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,9 +100,8 @@ def open_engine(
         MissingRuntime: if the runtime is not installed.
         BadBundle: if the runtime cannot load the graph.
     """
-    module, _, name = backend.target.partition(":")
     try:
-        engine = getattr(importlib.import_module(module), name)
+        engine = pkgutil.resolve_name(backend.target)
     except ImportError as err:
         raise MissingRuntime(
             f"{backend.title} cannot be imported: {err}.", hint=f"pip install {backend.requirement}"

@@ -2,15 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.errors import BadInput
+from emoexport.errors import BadBundle, BadInput
 from emoexport.outcome import Outcome
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "GraphEngine"]
 
 
 class Engine(ABC):
@@ -75,3 +76,33 @@ class Engine(ABC):
             raise BadInput(f"found the shape {faces.shape}; needed are {needed}.")
         if not 1 <= len(faces) <= self.max_batch:
             raise BadInput(f"found {len(faces)} faces in a call; needed are {needed}.")
+
+
+class GraphEngine(Engine):
+    """An engine that a runtime compiles from a graph file.
+
+    Raises:
+        BadBundle: if the runtime refuses the graph.
+    """
+
+    runtime: ClassVar[str]
+    """Name and version, for messages."""
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        precision: str,
+        face_shape: tuple[int, int, int],
+        max_batch: int,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(precision=precision, face_shape=face_shape, max_batch=max_batch)
+        try:
+            self._load(graph, threads)
+        except Exception as err:  # what runtimes raise shares no base but this
+            raise BadBundle(f"{self.runtime} cannot load {graph.name}: {err}") from err
+
+    @abstractmethod
+    def _load(self, graph: Path, threads: int | None) -> None:
+        """Compile the graph for this machine."""

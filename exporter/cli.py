@@ -97,7 +97,7 @@ def train(
     ] = "synthetic:5600",
     out: Annotated[Path | None, typer.Option(help="The run's directory; runs/<data>-<preset> if none.")] = None,
     preset: Annotated[
-        str, typer.Option(help="tiny: minutes, for trying. cpu: FER-2013 on two cores in half an hour.")
+        str, typer.Option(help="tiny: minutes, for trying. cpu: FER-2013 from scratch in under an hour.")
     ] = "tiny",
     config: Annotated[Path | None, typer.Option(help="A TOML file of your own instead of a preset.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
@@ -196,10 +196,7 @@ def verify(
 
     Example: [bold]emoexport verify build/fer2013 --data fer2013.csv --split public_test[/bold]
     """
-    path = bundle or _newest(Path("build"), "manifest.json", "emoexport build")
-    from emoexport.bundle import Bundle  # noqa: PLC0415
-
-    opened = Bundle.open(path)  # before torch is loaded: a wrong path is told at once
+    opened = _open_bundle(bundle)  # before torch is loaded: a wrong path is told at once
     from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import parity_table  # noqa: PLC0415
 
@@ -226,6 +223,7 @@ def verify(
     for result in report.results:
         for failure in result.failures:
             console.print(f"{result.engine}, {result.rows} rows: {failure}", style="red", highlight=False)
+    path = opened.path
     console.print(
         f"verdict: {report.verdict}\nbundle: {path}\nreports: {path / 'reports' / 'parity.md'}, "
         f"{path / 'reports' / 'parity.json'}",
@@ -249,10 +247,7 @@ def bench(
 
     Example: [bold]emoexport bench build/fer2013 --batch 1 --batch 32[/bold]
     """
-    path = bundle or _newest(Path("build"), "manifest.json", "emoexport build")
-    from emoexport.bundle import Bundle  # noqa: PLC0415
-
-    opened = Bundle.open(path)
+    opened = _open_bundle(bundle)
     from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import speed_table  # noqa: PLC0415
 
@@ -267,6 +262,7 @@ def bench(
         threads=threads,
         console=console,
     )
+    path = opened.path
     _print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
     console.print(f"reports: {path / 'reports' / 'bench.md'}, {path / 'reports' / 'bench.json'}", highlight=False)
     typer.echo(report.model_dump_json())
@@ -286,6 +282,12 @@ def _print_table(console: Console, title: str, table: Any) -> None:
     console.print(f"\n{title}", highlight=False, soft_wrap=True)
     width = Console(width=1000).measure(table).maximum
     Console(markup=False, width=max(width, console.width)).print(table)
+
+
+def _open_bundle(path: Path | None) -> Any:
+    from emoexport.bundle import Bundle  # noqa: PLC0415
+
+    return Bundle.open(path or _newest(Path("build"), "manifest.json", "emoexport build"))
 
 
 def _newest(root: Path, marker: str, command: str) -> Path:

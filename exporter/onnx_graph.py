@@ -13,15 +13,16 @@ import torch
 
 from emoexport.errors import CheckFailed
 from emoexport.fold import Fold
+from emoexport.outcome import Outcome
 
-__all__ = ["INPUT", "OPSET", "OUTPUTS", "PASSES", "check_graph", "export_fold", "operators"]
+__all__ = ["INLINE_LIMIT", "INPUT", "OPSET", "OUTPUTS", "PASSES", "check_graph", "export_fold", "operators"]
 
 INPUT = "faces"
-OUTPUTS = ("probabilities", "label", "confidence")
+OUTPUTS = Outcome._fields
 OPSET = 20
 """The first with Gelu; TensorRT 10 and 11, OpenVINO and ONNX Runtime read it."""
 
-_INLINE_LIMIT = 1_500_000_000
+INLINE_LIMIT = 1_500_000_000
 """Weights of more bytes go beside the graph: protobuf ends at 2 GB."""
 
 
@@ -56,7 +57,7 @@ def export_fold(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max
     for one_pass in PASSES:
         one_pass(program.model)
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
-    program.save(path, external_data=size > _INLINE_LIMIT)
+    program.save(path, external_data=size > INLINE_LIMIT)
     check_graph(path, face_shape=face_shape)
 
 

@@ -2,8 +2,8 @@
 
 import datetime as dt
 import functools
-import importlib
 import os
+import pkgutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +104,7 @@ def build(
         for row in rows:
             if row.converter:
                 console.print(f"converting to {row.title} ...", highlight=False)
-                _convert(row, fp32, directory / f"model.{row.name}.onnx", ranges)
+                pkgutil.resolve_name(row.converter)(fp32, directory / f"model.{row.name}.onnx", ranges)
         write_text(directory / "labels.txt", "".join(f"{label}\n" for label in model.labels))
         manifest = Manifest(
             created=_now(),
@@ -162,11 +162,6 @@ def _graph_entry(directory: Path, row: Precision) -> GraphEntry:
     return GraphEntry(file=file.name, opset=OPSET, operators=operators(file))
 
 
-def _convert(row: Precision, source: Path, target: Path, ranges: dict[str, tuple[float, float]]) -> None:
-    module, _, name = row.converter.partition(":")
-    getattr(importlib.import_module(module), name)(source, target, ranges)
-
-
 def _calibrate(
     directory: Path, graph: Path, data: DataSet, config: RunConfig, *, wanted: str, count: int, console: Console
 ) -> tuple[CalibrationEntry, dict[str, tuple[float, float]]]:
@@ -188,7 +183,7 @@ def _calibrate(
     source = data_name(data.source)
     calibration = Calibration(
         data=source,
-        data_sha256=train.sha256(),
+        data_sha256=wanted,
         face_hashes=tuple(face_hashes(chosen.images)),
         graph_sha256=sha256_of(graph),
         ranges=ranges,

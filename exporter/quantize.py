@@ -1,6 +1,5 @@
 """From the FP32 graph to the same graph in another precision. The types stand in the graph itself."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from emoexport.errors import BadInput, CheckFailed
+from emoexport.onnx_graph import INLINE_LIMIT
 
 __all__ = ["QUANTIZED_OPERATORS", "quantized_nodes", "to_fp16", "to_int8"]
 
@@ -21,8 +21,6 @@ QUANTIZED_OPERATORS = ("Conv", "MatMul", "Gemm")
 
 _SMALL = 16
 """Layers with fewer input or output channels stay as they are: nothing to gain, much to lose."""
-
-_LARGE = 1_500_000_000
 
 
 def to_fp16(source: Path, target: Path, ranges: Ranges | None = None) -> None:  # noqa: ARG001 (one signature for all)
@@ -177,9 +175,6 @@ def _tensors_data(ranges: Ranges) -> TensorsData:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    external = model.ByteSize() > _LARGE
+    external = model.ByteSize() > INLINE_LIMIT
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
     onnx.checker.check_model(str(path), full_check=True)
-
-
-logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)
