@@ -8,9 +8,11 @@ import typer.core
 from rich.console import Console
 
 from emoexport import __version__
+from emoexport.cli_data import data_commands
+from emoexport.cli_options import SkipBad, console_of, newest, print_table
+from emoexport.cli_training import train
 from emoexport.engines import BACKENDS
-from emoexport.errors import EmoexportError, UsageError
-from emoexport.labels import LABEL_ORDERS
+from emoexport.errors import EmoexportError
 from emoexport.precision import PRECISIONS
 
 __all__ = ["app", "main"]
@@ -71,8 +73,6 @@ Precisions = Annotated[
 ]
 BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
-LabelOrder = Annotated[str, typer.Option(help=f"What numbered labels mean: {', '.join(LABEL_ORDERS)}.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -87,53 +87,8 @@ def _map(
         Console(highlight=False, soft_wrap=True).print(MAP)
 
 
-@app.command()
-def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="A folder tree <split>/<emotion>/*.png, a FER-2013 CSV, a Parquet file or folder, or synthetic:N."
-        ),
-    ] = "synthetic:5600",
-    out: Annotated[Path | None, typer.Option(help="The run's directory; runs/<data>-<preset> if none.")] = None,
-    preset: Annotated[
-        str, typer.Option(help="tiny: minutes, for trying. cpu: FER-2013 from scratch in under an hour.")
-    ] = "tiny",
-    config: Annotated[Path | None, typer.Option(help="A TOML file of your own instead of a preset.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
-    members: Annotated[int | None, typer.Option(min=1, help="How many checkpoints become members.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = None,
-    label_order: LabelOrder = "fer2013",
-    skip_bad: SkipBad = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
-) -> None:
-    """Train a network and keep its best checkpoints as the members of an ensemble.
-
-    Example: [bold]emoexport train --data fer2013.csv --preset cpu --out runs/fer2013[/bold]
-    """
-    from emoexport.train.config import load_config  # noqa: PLC0415
-    from emoexport.train.dataset import load_data  # noqa: PLC0415
-    from emoexport.train.ensemble import check_request, train_ensemble  # noqa: PLC0415
-
-    console = _console()
-    settings = load_config(preset, file=config, epochs=epochs, members=members, batch_size=batch_size, seed=seed)
-    plain = data.partition(":")[0]
-    out = out or Path("runs") / f"{Path(plain).stem or 'data'}-{config.stem if config else preset}"
-    check_request(settings, out, force=force)
-    console.print(f"reading {data} ...", highlight=False)
-    faces = load_data(
-        data,
-        size=settings.model.image_size,
-        channels=settings.model.channels,
-        label_order=label_order,
-        skip_bad=skip_bad,
-        seed=settings.training.seed,
-    )
-    for line in faces.summary():
-        console.print(line, highlight=False, soft_wrap=True)
-    train_ensemble(settings, faces, out, label_order=label_order, console=console, force=force)
-    console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8", highlight=False, soft_wrap=True)
+app.command()(train)
+app.add_typer(data_commands, name="data")
 
 
 @app.command()
@@ -154,11 +109,11 @@ def build(
 
     Example: [bold]emoexport build runs/fer2013 -o build/fer2013 --fp16 --int8[/bold]
     """
-    run = run or _newest(Path("runs"), "run.json", "emoexport train")
+    run = run or newest(Path("runs"), "run.json", "emoexport train")
     out = out or Path("build") / run.resolve().name
     from emoexport.pipeline import build as build_bundle  # noqa: PLC0415
 
-    console = _console()
+    console = console_of()
     bundle = build_bundle(
         run,
         out,
@@ -200,7 +155,7 @@ def verify(
     from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import parity_table  # noqa: PLC0415
 
-    console = _console()
+    console = console_of()
     report = pipeline.verify(
         opened,
         data=data,
@@ -219,7 +174,7 @@ def verify(
     for rows in dict.fromkeys(result.rows for result in report.results):
         count = next(result.accuracy.n for result in report.results if result.rows == rows)
         title = f"{report.data}, {report.split}, {rows} rows, n = {count:,}"
-        _print_table(console, title, parity_table(report, rows))
+        print_table(console, title, parity_table(report, rows))
     for result in report.results:
         for failure in result.failures:
             console.print(f"{result.engine}, {result.rows} rows: {failure}", style="red", highlight=False)
@@ -251,7 +206,7 @@ def bench(
     from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import speed_table  # noqa: PLC0415
 
-    console = _console()
+    console = console_of()
     report = pipeline.bench(
         opened,
         engines=engine,
@@ -263,7 +218,7 @@ def bench(
         console=console,
     )
     path = opened.path
-    _print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
+    print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
     console.print(f"reports: {path / 'reports' / 'bench.md'}, {path / 'reports' / 'bench.json'}", highlight=False)
     typer.echo(report.model_dump_json())
 
@@ -273,25 +228,7 @@ def main() -> None:
     app()
 
 
-def _console() -> Console:
-    return Console(markup=False)
-
-
-def _print_table(console: Console, title: str, table: Any) -> None:
-    """Print a table whole: where the terminal is too narrow, or there is none, lines run over."""
-    console.print(f"\n{title}", highlight=False, soft_wrap=True)
-    width = Console(width=1000).measure(table).maximum
-    Console(markup=False, width=max(width, console.width)).print(table)
-
-
 def _open_bundle(path: Path | None) -> Any:
     from emoexport.bundle import Bundle  # noqa: PLC0415
 
-    return Bundle.open(path or _newest(Path("build"), "manifest.json", "emoexport build"))
-
-
-def _newest(root: Path, marker: str, command: str) -> Path:
-    found = sorted(root.glob(f"[!.]*/{marker}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UsageError(f"nothing is named, and there is no {root}/*/{marker}.", hint=command)
-    return found[-1].parent
+    return Bundle.open(path or newest(Path("build"), "manifest.json", "emoexport build"))

@@ -10,16 +10,27 @@ from rich.console import Console
 from emoexport.bundle import Bundle
 from emoexport.decision import Decision, PairRule
 from emoexport.train.config import ModelConfig, RunConfig
-from emoexport.train.emotenet import EmoteNet
+from emoexport.train.emotenet import ConvNeXtEmoteNet
 from emoexport.train.synthetic import synthetic_faces
 
 TINY = ModelConfig(
-    image_size=32, backbone_args={"patch_size": 4, "depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32), "conv_mlp": False}
+    backbone="convnext_atto",
+    image_size=32,
+    pyramid_channels=16,
+    hidden=(16,),
+    feature_dropout=0.1,
+    head_dropout=0.1,
+    backbone_args={"patch_size": 4, "depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32), "conv_mlp": False},
 )
 
 TINY_TOML = """
 [model]
+backbone = "convnext_atto"
 image_size = 32
+pyramid_channels = 16
+hidden = [16]
+feature_dropout = 0.1
+head_dropout = 0.1
 [model.backbone_args]
 patch_size = 4
 depths = [1, 1, 1, 1]
@@ -59,10 +70,10 @@ def rules() -> Decision:
 
 
 @pytest.fixture(scope="session")
-def networks() -> list[EmoteNet]:
+def networks() -> list[ConvNeXtEmoteNet]:
     """Three untrained members whose logits differ enough to vote about."""
     torch.manual_seed(0)
-    made = [EmoteNet(TINY).eval() for _ in range(3)]
+    made = [ConvNeXtEmoteNet(TINY).eval() for _ in range(3)]
     for network in made:
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1:

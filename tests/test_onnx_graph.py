@@ -13,7 +13,7 @@ from emoexport.fold import Fold
 from emoexport.onnx_graph import PASSES, check_graph, export_fold, operators
 from emoexport.reference import Reference
 from emoexport.train.config import ModelConfig
-from emoexport.train.emotenet import EmoteNet
+from emoexport.train.emotenet import ConvNeXtEmoteNet
 from emoexport.views import VIEWS
 
 SHAPE = (32, 32, 1)
@@ -53,7 +53,7 @@ def test_onnx_runtime_says_what_the_reference_says(count, graph, networks, rules
 
 def test_faces_in_colour(tmp_path, faces):
     torch.manual_seed(0)
-    network = EmoteNet(COLOUR).eval()
+    network = ConvNeXtEmoteNet(COLOUR).eval()
     views = tuple(VIEWS.values())
     colour = np.concatenate([faces[0][:6], faces[0][6:12], faces[0][12:18]], axis=3)
     export_fold(Fold([network], views, Decision()), tmp_path / "m.onnx", face_shape=(32, 32, 3), max_batch=8)

@@ -23,7 +23,7 @@ from emoexport.decision import Decision, RuleReport
 from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.files import sha256_of
 from emoexport.train.config import ModelConfig, RunConfig
-from emoexport.train.emotenet import EmoteNet
+from emoexport.train.emotenet import ConvNeXtEmoteNet
 
 __all__ = [
     "RUN_FILE",
@@ -126,7 +126,7 @@ def read_run(run: Path) -> RunRecord:
     return RunRecord.parse_json(run / RUN_FILE, error=BadCheckpoint)
 
 
-def load_members(run: Path) -> tuple[list[MemberRecord], list[EmoteNet]]:
+def load_members(run: Path) -> tuple[list[MemberRecord], list[ConvNeXtEmoteNet]]:
     """Rebuild the members of a run from their files alone.
 
     Args:
@@ -152,7 +152,7 @@ def load_members(run: Path) -> tuple[list[MemberRecord], list[EmoteNet]]:
     return records, [network for _, network in pairs]
 
 
-def load_member(path: Path) -> tuple[MemberRecord, EmoteNet]:
+def load_member(path: Path) -> tuple[MemberRecord, ConvNeXtEmoteNet]:
     """Rebuild one member.
 
     Args:
@@ -176,7 +176,7 @@ def load_member(path: Path) -> tuple[MemberRecord, EmoteNet]:
         )
     state = _read_weights(weights)
     try:
-        network = EmoteNet(record.model)
+        network = ConvNeXtEmoteNet(record.model)
         network.load_state_dict(state)
     except (RuntimeError, UsageError) as err:
         raise BadCheckpoint(

@@ -2,9 +2,9 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from emoexport.config import Record, read_toml
 from emoexport.errors import UsageError
@@ -15,25 +15,51 @@ __all__ = ["ModelConfig", "RunConfig", "TrainingConfig", "load_config", "preset_
 
 
 class ModelConfig(Record):
-    """What it takes to build one member's network."""
+    """What it takes to build one member's network. Every part can be switched off by itself."""
 
-    backbone: str = "convnext_atto"
+    backbone: str = "convnext_large"
     """A timm model name."""
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     """Passed to `timm.create_model`."""
-    image_size: int = Field(default=48, ge=16, le=1024)
+    image_size: int = Field(default=224, ge=16, le=1024)
     """Height and width of a face in pixels."""
     channels: Literal[1, 3] = 1
-    mean: float = 0.5
-    """Subtracted from pixels in [0, 1]."""
-    std: float = Field(default=0.25, gt=0)
+    mean: float | tuple[float, float, float] = 0.5
+    """Subtracted from pixels in [0, 1]: for all channels, or for each."""
+    std: float | tuple[float, float, float] = 0.25
     """What they are divided by then."""
-    drop_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before the classifier."""
+    pyramid_channels: int = Field(default=256, ge=0, le=4096)
+    """Width of the feature pyramid over the backbone's stages; 0 for the last stage alone."""
+    attention: tuple[Literal["se", "eca", "cbam"], ...] = ("se", "eca", "cbam")
+    """Attention at each scale, one after the other; () for none."""
+    pooling: tuple[Literal["avg", "max", "gem", "attention"], ...] = ("avg", "max", "gem", "attention")
+    """What a feature map is pooled with; several are mixed by learned weights."""
+    channel_calibration: bool = True
+    """A learned gate on every pooled feature."""
+    hidden: tuple[int, ...] = (512, 256)
+    """Widths of the classifier's hidden layers; () for a linear classifier."""
+    feature_dropout: float = Field(default=0.4, ge=0, lt=1)
+    """Dropout on the pooled features."""
+    head_dropout: float = Field(default=0.6, ge=0, lt=1)
+    """Dropout before the last layer of the classifier, where it has hidden layers."""
     drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth."""
+    """Stochastic depth of the backbone."""
     labels: tuple[str, ...] = EMOTIONS
     """Fixed; written down so that a member says what its outputs mean."""
+
+    @field_validator("std")
+    @classmethod
+    def _is_positive(cls, std: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        if min(std if isinstance(std, tuple) else (std,)) <= 0:
+            raise ValueError("must be above 0")
+        return std
+
+    @field_validator("pooling")
+    @classmethod
+    def _pools_somehow(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) < len(names):
+            raise ValueError("must name avg, max, gem or attention, each at most once")
+        return names
 
     @field_validator("backbone")
     @classmethod
@@ -59,18 +85,49 @@ class ModelConfig(Record):
 
 
 class TrainingConfig(Record):
-    """How a run trains."""
+    """How a run trains. Epochs are counted from 1."""
 
     members: int = Field(default=5, ge=1)
     """How many of the best checkpoints become members."""
     epochs: int = Field(default=10, ge=1)
-    warmup_epochs: float = Field(default=1.0, ge=0)
-    batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=64, ge=1)
+    """Faces in a batch of one device."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added up for one step."""
+
+    pretrained: bool = False
+    """Begin with timm's weights of the backbone."""
+    init_from: str = ""
+    """Begin with the weights in this local file: timm's for the backbone, or a member's."""
+
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    restart_epochs: float = Field(default=0.0, ge=0)
+    """The cosine starts anew every so many epochs; 0 for one cosine over all."""
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    soft_labels: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the data's votes (FER+) in the target; the rest is the label. Faces without votes keep the label."""
+
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Exponential moving average of the weights, a step; 0 for none."""
+    swa_from: int = Field(default=0, ge=0)
+    """From this epoch on weights are averaged once an epoch; 0 for never."""
+    distill_from: int = Field(default=0, ge=0)
+    """From this epoch on the network also learns from its own averaged weights; 0 for never."""
+    distill_weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of that in the loss."""
+    distill_temperature: float = Field(default=2.0, gt=0)
+
+    balance: int = Field(default=0, ge=0)
+    """Faces per emotion in the balanced training set; 0 to train on the faces as they are."""
     augmentation: float = Field(default=1.0, ge=0, le=2)
     """Strength of the augmentation; 0 for none."""
+    phases: tuple[float, ...] = (1.0,)
+    """Training is cut into as many equal parts; each multiplies the strength of the augmentation."""
+    emotion_specific: bool = False
+    """Whether what an emotion's faces go through follows the table in `augment.py`."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` takes bfloat16 where the device computes in it."""
     validation: float = Field(default=0.1, gt=0, lt=0.5)
@@ -78,6 +135,26 @@ class TrainingConfig(Record):
     clean_rows_only: bool = True
     """Leave copies, contradictions and blanks out of training and validation."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @field_validator("phases")
+    @classmethod
+    def _are_strengths(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if not strengths or min(strengths) < 0:
+            raise ValueError("must be one or more strengths of at least 0")
+        return strengths
+
+    @model_validator(mode="after")
+    def _teacher_exists(self) -> Self:
+        averaged = self.ema_decay > 0 or 0 < self.swa_from <= self.distill_from
+        if self.distill_from and not averaged:
+            raise ValueError("distill_from needs averaged weights: set ema_decay, or swa_from to that epoch or before")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.pretrained and self.init_from:
+            raise ValueError("pretrained and init_from exclude each other: init_from names weights that are here")
+        return self
 
 
 class RunConfig(Record):

@@ -6,7 +6,7 @@ Faces are held in memory as uint8; FER-2013 takes 83 MB.
 import csv
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +48,21 @@ class Faces:
     """`(N,)`, indices into `EMOTIONS`."""
     flagged: NDArray[np.bool_]
     """`(N,)`: rows that the data set itself marks as copies, leaks, contradictions or blanks."""
+    votes: NDArray[np.float32] | None = None
+    """`(N, L)`: the share of annotators for each emotion, rows sum to 1; NaN in rows without votes for any of them.
+    None where the data has no votes."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: NDArray[Any]) -> "Faces":
         """The rows of a mask or of indices."""
-        return Faces(images=self.images[rows], labels=self.labels[rows], flagged=self.flagged[rows])
+        return Faces(
+            images=self.images[rows],
+            labels=self.labels[rows],
+            flagged=self.flagged[rows],
+            votes=None if self.votes is None else self.votes[rows],
+        )
 
     def sha256(self) -> str:
         """A name for exactly these faces with these labels in this order."""
@@ -111,6 +119,7 @@ class _Row(NamedTuple):
     """Encoded bytes, the path of a file with such, or grey values as text."""
     name: str
     flagged: bool = False
+    votes: Sequence[float] | None = None
 
 
 def load_data(
@@ -193,6 +202,7 @@ def _collect(
     images: dict[str, list[NDArray[np.uint8]]] = {}
     labels: dict[str, list[int]] = {}
     flagged: dict[str, list[bool]] = {}
+    votes: dict[str, list[NDArray[np.float32]]] = {}
     skipped: list[str] = []
     outside = 0
     for row in rows:
@@ -210,6 +220,7 @@ def _collect(
         images.setdefault(row.split, []).append(face)
         labels.setdefault(row.split, []).append(label)
         flagged.setdefault(row.split, []).append(row.flagged)
+        votes.setdefault(row.split, []).append(_shares(row.votes))
     if not images:
         unread = f"; {len(skipped)} could not be read" if skipped else ""
         raise BadData(
@@ -221,6 +232,7 @@ def _collect(
             images=np.stack(images[name]),
             labels=np.array(labels[name], dtype=np.int64),
             flagged=np.array(flagged[name], dtype=bool),
+            votes=None if np.isnan(votes[name]).all() else np.stack(votes[name]),
         )
         for name in images
     }
@@ -232,6 +244,18 @@ def _label_of(row: _Row, label_order: str) -> int | None:
         return to_label(row.label, order=label_order)
     except BadData as err:
         raise BadData(f"{row.name}: {err}", hint=err.hint) from err
+
+
+def _shares(votes: Sequence[float] | None) -> NDArray[np.float32]:
+    """Counts of FER+ votes in its own order to shares of the seven emotions; what is none of them is not counted."""
+    counts = np.zeros(len(EMOTIONS))
+    for column, count in enumerate(votes or ()):
+        label = to_label(column, order="ferplus")
+        if label is not None:
+            counts[label] = count
+    with np.errstate(invalid="ignore"):
+        shares: NDArray[np.float32] = (counts / counts.sum()).astype(np.float32)
+    return shares
 
 
 def _face_of(row: _Row, *, size: int, channels: int) -> NDArray[np.uint8]:
@@ -323,7 +347,7 @@ def _parquet_file_rows(path: Path) -> Iterator[_Row]:
     if picture is None or label is None:
         raise BadData(f"{path} has the columns {', '.join(sorted(names))}; needed are png or image, and label.")
     marks = names & {"dup_first", "dup_label_conflict", "constant", "in_train_exact"}
-    columns = [picture, label, *marks, *(names & {"split"})]
+    columns = [picture, label, *marks, *(names & {"split", "ferplus_votes"})]
     number = 0
     for batch in table.iter_batches(batch_size=1024, columns=columns):
         for cells in batch.to_pylist():
@@ -333,7 +357,9 @@ def _parquet_file_rows(path: Path) -> Iterator[_Row]:
             value = int(value) if isinstance(value, float) and value.is_integer() else value
             split = str(cells.get("split") or path.stem)
             flagged = _is_flagged(cells, split)
-            yield _Row(_split_name(split), value, data or b"", f"{path} row {number}", flagged)
+            yield _Row(
+                _split_name(split), value, data or b"", f"{path} row {number}", flagged, cells.get("ferplus_votes")
+            )
 
 
 def _is_flagged(cells: dict[str, Any], split: str) -> bool:

@@ -1,15 +1,16 @@
 """The network of one member: a timm backbone that takes pictures in [0, 1]."""
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from emoexport.errors import UsageError
 from emoexport.train.config import ModelConfig
 
-__all__ = ["EmoteNet"]
+__all__ = ["ConvNeXtEmoteNet"]
 
 
-class EmoteNet(nn.Module):
+class ConvNeXtEmoteNet(nn.Module):
     """A backbone with its input normalisation inside, so that no caller can normalise differently.
 
     Raises:
@@ -18,15 +19,19 @@ class EmoteNet(nn.Module):
     Source: ConvNeXt, Liu et al. 2022 (arXiv:2201.03545), for the backbones of the presets.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mean, self.std = config.mean, config.std
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
         try:
             self.backbone = timm.create_model(
                 config.backbone,
                 in_chans=config.channels,
                 num_classes=len(config.labels),
-                drop_rate=config.drop_rate,
+                drop_rate=config.head_dropout,
                 drop_path_rate=config.drop_path_rate,
                 **config.backbone_args,
             )

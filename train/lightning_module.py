@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from emoexport.train.augment import augmentation
 from emoexport.train.config import RunConfig
-from emoexport.train.emotenet import EmoteNet
+from emoexport.train.emotenet import ConvNeXtEmoteNet
 
 __all__ = ["MemberTraining"]
 
@@ -28,7 +28,7 @@ class MemberTraining(L.LightningModule):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config = config.training
-        self.network = EmoteNet(config.model).to(memory_format=torch.channels_last)
+        self.network = ConvNeXtEmoteNet(config.model).to(memory_format=torch.channels_last)
         self.augment = augmentation(config.training.augmentation)
         self.accuracy = MulticlassAccuracy(len(config.model.labels), average="micro")
 

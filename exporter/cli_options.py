@@ -1,0 +1,45 @@
+"""Options that several commands take, and what commands print with."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from emoexport.errors import UsageError
+from emoexport.labels import LABEL_ORDERS
+
+__all__ = ["DataOption", "LabelOrder", "SkipBad", "console_of", "newest", "print_table"]
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="A folder tree <split>/<emotion>/*.png, a FER-2013 CSV, a Parquet file or folder, or synthetic:N."
+    ),
+]
+LabelOrder = Annotated[str, typer.Option(help=f"What numbered labels mean: {', '.join(LABEL_ORDERS)}.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
+
+
+def console_of() -> Console:
+    """Where a command shows what it does."""
+    return Console(markup=False)
+
+
+def print_table(console: Console, title: str, table: Any) -> None:
+    """Print a table whole: where the terminal is too narrow, or there is none, lines run over."""
+    console.print(f"\n{title}", highlight=False, soft_wrap=True)
+    width = Console(width=1000).measure(table).maximum
+    Console(markup=False, width=max(width, console.width)).print(table)
+
+
+def newest(root: Path, marker: str, command: str) -> Path:
+    """The directory under `root` whose `marker` was written last.
+
+    Raises:
+        UsageError: if there is none; `command` makes one.
+    """
+    found = sorted(root.glob(f"[!.]*/{marker}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError(f"nothing is named, and there is no {root}/*/{marker}.", hint=command)
+    return found[-1].parent
