@@ -148,8 +148,19 @@ def to_int8(source: Path, target: Path, ranges: Ranges | None = None) -> None:
         },
     )
     quantizer.quantize_model()
+    _round_for(quantizer.model.model.graph, set(nodes))
     quantizer.model.topological_sort()
     _save(quantizer.model.model, target)
+
+
+def _round_for(graph: onnx.GraphProto, nodes: set[str]) -> None:
+    """Let `nodes` alone read the rounded activations: the quantiser gives them to all readers, also past the branch."""
+    quantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    pairs = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in quantized]
+    exact = {pair.output[0]: quantized[pair.input[0]] for pair in pairs}
+    for node in graph.node:
+        if node.name not in nodes:
+            node.input[:] = [exact.get(name, name) for name in node.input]
 
 
 def quantized_nodes(model: onnx.ModelProto) -> list[str]:

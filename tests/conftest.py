@@ -72,7 +72,7 @@ def rules() -> Decision:
 @pytest.fixture(scope="session")
 def networks() -> list[ConvNeXtEmoteNet]:
     """Three untrained members whose logits differ enough to vote about."""
-    torch.manual_seed(0)
+    torch.manual_seed(4)  # with it every emotion is said of some face
     made = [ConvNeXtEmoteNet(TINY).eval() for _ in range(3)]
     for network in made:
         for name, parameter in network.named_parameters():
@@ -80,7 +80,7 @@ def networks() -> list[ConvNeXtEmoteNet]:
                 torch.nn.init.kaiming_normal_(parameter)
             elif name.endswith("gamma"):
                 torch.nn.init.ones_(parameter)
-        torch.nn.init.normal_(network.backbone.head.fc.weight, std=1.0)
+        torch.nn.init.normal_(network.classifier.output.weight, std=1.0)
     return made
 
 

@@ -27,7 +27,8 @@ COLOUR = ModelConfig(
 PORTABLE = {
     *("Add", "ArgMax", "Cast", "Clip", "Concat", "Conv", "Div", "Equal", "Gather", "GatherElements", "GatherND"),
     *("Gelu", "Gemm", "GreaterOrEqual", "LayerNormalization", "Less", "MatMul", "Mul", "Pow", "ReduceMax"),
-    *("ReduceMean", "Reshape", "Slice", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+    *("ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Squeeze"),
+    *("Sub", "Transpose", "Unsqueeze", "Where"),
 }
 
 
