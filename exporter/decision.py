@@ -1,26 +1,40 @@
-"""From voted probabilities to a label: confidence thresholds per emotion, then confusion pairs.
+"""From voted probabilities to a label: a temperature, confidence thresholds per emotion, then confusion pairs.
 
-1. *Thresholds.* An emotion may be decided only where its probability reaches its threshold. The label is
+1. *Temperature.* Voted probabilities p become p**(1/T), normalised: above 1 the vote was too sure of itself,
+   below 1 not sure enough. All that follows is about these calibrated probabilities: thresholds, margins,
+   and the confidence.
+2. *Thresholds.* An emotion may be decided only where its probability reaches its threshold. The label is
    the most probable emotion that may be; where none may, it is the most probable one.
-2. *Confusion pairs.* A rule (a, b, margin) gives the decision to the runner-up b where a leads b by less
+3. *Confusion pairs.* A rule (a, b, margin) gives the decision to the runner-up b where a leads b by less
    than the margin: for pairs in which the model is known to lean to a.
 
 The confidence is the probability of the label. Ties go to the emotion that comes first.
 """
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.stats import binomtest
+from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest, sem, t
 
 from emoexport.config import Record
 from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
 
-__all__ = ["GUIDE_PAIRS", "Decision", "PairRule", "RuleReport", "fit_decision"]
+__all__ = [
+    "GUIDE_PAIRS",
+    "Decision",
+    "DecisionFit",
+    "Gain",
+    "PairRule",
+    "RuleReport",
+    "TemperatureReport",
+    "expected_calibration_error",
+    "fit_decision",
+]
 
 # The pairs that the recipe names as often confused; each is tried in both directions.
 GUIDE_PAIRS = (
@@ -30,6 +44,9 @@ GUIDE_PAIRS = (
     ("fear", "surprise"),
     ("neutral", "sad"),
 )
+
+_VALUES = tuple(round(0.02 * step, 2) for step in range(1, 46))
+"""The thresholds and margins that are tried, 0.02 to 0.9."""
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
@@ -47,6 +64,8 @@ class Decision(Record):
     """The rules of one bundle; without any the most probable emotion is decided."""
 
     labels: tuple[str, ...] = EMOTIONS
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """1 leaves the vote as it is."""
     thresholds: dict[str, float] = Field(default_factory=dict)
     pairs: tuple[PairRule, ...] = ()
 
@@ -73,12 +92,31 @@ class Decision(Record):
             margins[self.labels.index(pair.leader), self.labels.index(pair.favoured)] = pair.margin
         return margins
 
+    def calibrate(self, probabilities: FloatArray) -> FloatArray:
+        """Apply the temperature.
+
+        Args:
+            probabilities: the vote, `(N, L)` in [0, 1].
+
+        Returns:
+            `(N, L)` of the same dtype; rows sum to 1 and keep their order.
+
+        Source: temperature scaling, Guo et al. 2017 (arXiv:1706.04599); the logarithm of a probability is a logit.
+        """
+        if self.temperature == 1:
+            return probabilities
+        # As shares of the largest: a power of that is 1, so no row can vanish.
+        powers = (probabilities / probabilities.max(axis=1, keepdims=True)) ** (1 / self.temperature)
+        calibrated: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+        return calibrated
+
     def decide(self, probabilities: FloatArray) -> Outcome:
-        """Decide about N faces.
+        """Calibrate the vote and decide about N faces.
 
         Args:
             probabilities: the vote, `(N, L)` in [0, 1].
         """
+        probabilities = self.calibrate(probabilities)
         rows = np.arange(len(probabilities))
         allowed = probabilities >= self.threshold_array
         allowed |= ~allowed.any(axis=1, keepdims=True)
@@ -88,8 +126,31 @@ class Decision(Record):
         second = others.argmax(axis=1)
         lead = probabilities[rows, label] - probabilities[rows, second]
         label = np.where(lead < self.margin_array[label, second], second, label).astype(np.int64)
-        vote = probabilities.astype(np.float32, copy=False)
-        return Outcome(vote, label, vote[rows, label])
+        answered = probabilities.astype(np.float32, copy=False)
+        return Outcome(answered, label, answered[rows, label])
+
+
+class Gain(Record):
+    """What rules did to the decisions about the held-out faces; accuracy in percentage points.
+
+    The intervals are on the share of mended faces among those that change between right and wrong, given how
+    many do. A lower bound above 0 and the one-sided exact sign test say the same.
+
+    Source: McNemar 1947 for the test, Clopper and Pearson 1934 for the intervals.
+    """
+
+    faces: int
+    """How many were held out."""
+    mended: int
+    broken: int
+    points: float
+    low_points: float
+    """Two-sided interval at 95 %."""
+    high_points: float
+    bound_points: float
+    """One-sided lower confidence bound, adjusted for the number of candidates."""
+    p_value: float
+    """Of the sign test, not adjusted."""
 
 
 class RuleReport(Record):
@@ -97,10 +158,37 @@ class RuleReport(Record):
 
     rule: str
     value: float
-    mended: int
-    broken: int
-    p_value: float
+    gain: Gain
     kept: bool
+
+
+class TemperatureReport(Record):
+    """What the temperature did on the half of the validation faces on which it was not fitted."""
+
+    temperature: float
+    """As fitted; 1 is used where it is not kept."""
+    faces: int
+    """How many were held out."""
+    nll_before: float
+    """Negative log-likelihood of the true emotion, in nats a face."""
+    nll_after: float
+    nll_gain_bound: float
+    """One-sided lower confidence bound on what a face gains: t interval on paired differences."""
+    ece_before: float
+    """Expected calibration error, in [0, 1]."""
+    ece_after: float
+    kept: bool
+
+
+class DecisionFit(NamedTuple):
+    """A decision, and what speaks for it."""
+
+    decision: Decision
+    temperature: TemperatureReport
+    rules: tuple[RuleReport, ...]
+    """Every candidate."""
+    together: Gain
+    """The candidates that pass alone, applied together."""
 
 
 def fit_decision(
@@ -111,74 +199,126 @@ def fit_decision(
     pairs: Sequence[tuple[str, str]] = GUIDE_PAIRS,
     level: float = 0.05,
     seed: int = 0,
-) -> tuple[Decision, list[RuleReport]]:
-    """Fit thresholds and pair margins on validation faces, and keep only what is shown to help.
+) -> DecisionFit:
+    """Fit temperature, thresholds and pair margins on validation faces, and keep only what is shown to help.
 
-    Each candidate rule, taken by itself, gets the value that does best on one random half of the faces. It
-    is kept if on the other half it mends more faces than it breaks by more than chance explains: one-sided
-    exact sign test, at `level` divided by the number of candidates (Bonferroni). Rules can undo each other:
-    if those kept do not pass the test together, none is kept.
+    The faces are cut into two random halves: values are fitted on one and judged on the other. The temperature
+    is kept if a lower confidence bound on the gain in log-likelihood is above 0, at `level`. Each candidate rule,
+    taken by itself on calibrated probabilities, is kept if the lower bound of its gain in accuracy is above 0,
+    at `level` divided by twice the number of candidates (Bonferroni; twice, because the held-out faces have
+    chosen between rules with the temperature and rules without). Rules can undo each other: if those kept do
+    not gain together by the same measure, at `level`, none is kept.
 
     Args:
         probabilities: the vote, `(N, L)`.
         truth: true labels, `(N,)` int64.
         labels: names of the L labels.
         pairs: pairs to try, each in both directions.
-        level: probability of keeping any useless rule.
+        level: probability of keeping a useless temperature, and of keeping any useless rule.
         seed: seed of the split into halves.
-
-    Returns:
-        The decision with the rules kept, and the report of every candidate.
-
-    Source: McNemar 1947 for the test on discordant faces, in its exact binomial form.
     """
     fitted = np.random.default_rng(seed).permutation(len(truth)) < len(truth) // 2
-    candidates: list[tuple[str, tuple[str, ...]]] = [("threshold", (name,)) for name in labels]
-    candidates += [("pair", direction) for a, b in pairs for direction in ((a, b), (b, a))]
-    thresholds: dict[str, float] = {}
-    kept_pairs: list[PairRule] = []
-    reports = []
-    for kind, names in candidates:
-        rule = _best_rule(kind, names, labels, probabilities[fitted], truth[fitted])
-        value = rule.thresholds[names[0]] if kind == "threshold" else rule.pairs[0].margin
-        mended, broken = _changes(rule, probabilities[~fitted], truth[~fitted])
-        p_value = _sign_test(mended, broken)
-        kept = p_value <= level / len(candidates)
-        if kept and kind == "threshold":
-            thresholds[names[0]] = value
-        elif kept:
-            kept_pairs.append(rule.pairs[0])
-        reports.append(
-            RuleReport(
-                rule=f"{kind} {' > '.join(names)}",
-                value=value,
-                mended=mended,
-                broken=broken,
-                p_value=p_value,
-                kept=kept,
-            )
-        )
-    together = Decision(labels=tuple(labels), thresholds=thresholds, pairs=tuple(kept_pairs))
-    if _sign_test(*_changes(together, probabilities[~fitted], truth[~fitted])) > level:
-        return Decision(labels=tuple(labels)), [report.model_copy(update={"kept": False}) for report in reports]
-    return together, reports
+    report = _fit_temperature(probabilities, truth, fitted, level=level)
+    temperature = report.temperature if report.kept else 1.0
+    calibrated = Decision(labels=tuple(labels), temperature=temperature).calibrate(probabilities)
+    held_out = calibrated[~fitted], truth[~fitted]
+    candidates = _candidates(tuple(labels), pairs)
+    rules, reports = [], []
+    for name, make in candidates.items():
+        value = _best_value(make, calibrated[fitted], truth[fitted])
+        gain = _gain(make(value), *held_out, level=level / (2 * len(candidates)))
+        kept = gain.bound_points > 0
+        reports.append(RuleReport(rule=name, value=value, gain=gain, kept=kept))
+        rules += [make(value)] if kept else []
+    decision = _joined(rules, tuple(labels))
+    together = _gain(decision, *held_out, level=level)
+    if together.bound_points <= 0:
+        decision = Decision(labels=tuple(labels))
+        reports = [one.model_copy(update={"kept": False}) for one in reports]
+    return DecisionFit(decision.model_copy(update={"temperature": temperature}), report, tuple(reports), together)
 
 
-def _best_rule(
-    kind: str, names: tuple[str, ...], labels: Sequence[str], probabilities: FloatArray, truth: IntArray
-) -> Decision:
-    def rule(value: float) -> Decision:
-        if kind == "threshold":
-            return Decision(labels=tuple(labels), thresholds={names[0]: value})
-        pair = PairRule(leader=names[0], favoured=names[1], margin=value)
-        return Decision(labels=tuple(labels), pairs=(pair,))
+def _fit_temperature(
+    probabilities: FloatArray, truth: IntArray, fitted: NDArray[np.bool_], *, level: float
+) -> TemperatureReport:
+    probabilities = probabilities.astype(np.float64)
 
-    def gain(value: float) -> int:
-        mended, broken = _changes(rule(value), probabilities, truth)
-        return mended - broken
+    def loss(log_temperature: float) -> float:
+        scaled = Decision(temperature=float(np.exp(log_temperature))).calibrate(probabilities[fitted])
+        return float(_nll(scaled, truth[fitted]).mean())
 
-    grid = [float(value) for value in np.round(np.arange(0.02, 0.92, 0.02), 2)]
-    return rule(max(grid, key=gain))
+    found = minimize_scalar(loss, bounds=(np.log(0.2), np.log(5.0)), method="bounded")
+    temperature = round(float(np.exp(found.x)), 4)
+    before, truth = probabilities[~fitted], truth[~fitted]
+    after = Decision(temperature=temperature).calibrate(before)
+    gain = _nll(before, truth) - _nll(after, truth)
+    bound = gain.mean() - t.ppf(1 - level, len(gain) - 1) * sem(gain)
+    return TemperatureReport(
+        temperature=temperature,
+        faces=len(truth),
+        nll_before=float(_nll(before, truth).mean()),
+        nll_after=float(_nll(after, truth).mean()),
+        nll_gain_bound=float(bound),
+        ece_before=expected_calibration_error(before, truth),
+        ece_after=expected_calibration_error(after, truth),
+        kept=bool(bound > 0),
+    )
+
+
+def _nll(probabilities: FloatArray, truth: IntArray) -> FloatArray:
+    """Of each face, `(N,)`; finite where the true emotion got no probability at all."""
+    likelihood = probabilities[np.arange(len(truth)), truth]
+    loss: FloatArray = -np.log(np.maximum(likelihood, np.finfo(np.float32).tiny))
+    return loss
+
+
+def expected_calibration_error(probabilities: FloatArray, truth: IntArray, *, bins: int = 15) -> float:
+    """How far confidence is from accuracy: the mean distance over bins of equal width, weighted by their faces.
+
+    Args:
+        probabilities: `(N, L)`.
+        truth: true labels, `(N,)` int64.
+        bins: how many, over confidences in [0, 1].
+
+    Returns:
+        A share in [0, 1].
+
+    Source: Naeini et al. 2015; as in Guo et al. 2017 (arXiv:1706.04599), equation 3.
+    """
+    confidence = probabilities.max(axis=1)
+    surplus = confidence - (probabilities.argmax(axis=1) == truth)
+    edges = np.linspace(0, 1, bins + 1)[1:-1]
+    sums = np.bincount(np.digitize(confidence, edges, right=True), weights=surplus, minlength=bins)
+    return float(np.abs(sums).sum() / len(truth))
+
+
+def _candidates(labels: tuple[str, ...], pairs: Sequence[tuple[str, str]]) -> dict[str, Callable[[float], Decision]]:
+    """What makes each candidate rule of its value, by the rule's name."""
+
+    def threshold(name: str) -> Callable[[float], Decision]:
+        return lambda value: Decision(labels=labels, thresholds={name: value})
+
+    def pair(leader: str, favoured: str) -> Callable[[float], Decision]:
+        return lambda value: Decision(labels=labels, pairs=(PairRule(leader=leader, favoured=favoured, margin=value),))
+
+    found = {f"threshold {name}": threshold(name) for name in labels}
+    return found | {f"pair {a} > {b}": pair(a, b) for one in pairs for a, b in (one, one[::-1])}
+
+
+def _best_value(make: Callable[[float], Decision], probabilities: FloatArray, truth: IntArray) -> float:
+    """The threshold or margin that mends most on the fitting half, less what it breaks."""
+    # A single rule sends a face to its runner-up or nowhere, so it is enough to know what sends it.
+    widest = make(_VALUES[-1])
+    first, second = np.sort(probabilities, axis=1)[:, :-3:-1].T
+    measured = first if widest.thresholds else first - second
+    effect = (widest.decide(probabilities).label == truth).astype(int) - (probabilities.argmax(axis=1) == truth)
+    balance = effect @ (measured[:, None] < np.array(_VALUES))
+    return _VALUES[int(balance.argmax())]
+
+
+def _joined(rules: Sequence[Decision], labels: tuple[str, ...]) -> Decision:
+    thresholds = {name: value for rule in rules for name, value in rule.thresholds.items()}
+    return Decision(labels=labels, thresholds=thresholds, pairs=tuple(pair for rule in rules for pair in rule.pairs))
 
 
 def _changes(rule: Decision, probabilities: FloatArray, truth: IntArray) -> tuple[int, int]:
@@ -188,7 +328,23 @@ def _changes(rule: Decision, probabilities: FloatArray, truth: IntArray) -> tupl
     return int((after & ~before).sum()), int((before & ~after).sum())
 
 
-def _sign_test(mended: int, broken: int) -> float:
-    if mended + broken == 0:
-        return 1.0
-    return float(binomtest(mended, mended + broken, alternative="greater").pvalue)
+def _gain(rule: Decision, probabilities: FloatArray, truth: IntArray, *, level: float) -> Gain:
+    mended, broken = _changes(rule, probabilities, truth)
+    changed = mended + broken
+    if changed == 0:
+        test, shares = None, (0.5, 0.5, 0.5)
+    else:
+        test = binomtest(mended, changed, alternative="greater")
+        interval = binomtest(mended, changed).proportion_ci(0.95)
+        shares = (interval.low, interval.high, test.proportion_ci(1 - level).low)
+    low, high, bound = (100 * (2 * float(share) - 1) * changed / len(truth) for share in shares)
+    return Gain(
+        faces=len(truth),
+        mended=mended,
+        broken=broken,
+        points=100 * (mended - broken) / len(truth),
+        low_points=low,
+        high_points=high,
+        bound_points=bound,
+        p_value=float(test.pvalue) if test else 1.0,
+    )

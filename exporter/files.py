@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emoexport.errors import UsageError
 
-__all__ = ["new_directory", "refuse_foreign", "sha256_of", "write_text"]
+__all__ = ["move_directory", "new_directory", "refuse_foreign", "sha256_of", "write_bytes", "write_text"]
 
 
 def sha256_of(path: Path) -> str:
@@ -20,12 +20,17 @@ def sha256_of(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text under a temporary name in the same directory, then move it into place."""
+    """Write UTF-8 text as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write under a temporary name in the same directory, then move into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -52,8 +57,7 @@ def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        refuse_foreign(target, marker=marker)
-        _replace_directory(temporary, target)
+        move_directory(temporary, target, marker=marker)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -72,6 +76,16 @@ def refuse_foreign(target: Path, *, marker: str) -> None:
             )
     elif target.exists():
         raise UsageError(f"{target} is a file; needed is a directory.", hint="name another output")
+
+
+def move_directory(source: Path, target: Path, *, marker: str) -> None:
+    """Move a directory to `target`, replacing what stands there if it is ours.
+
+    Raises:
+        UsageError: if `target` is a file, or a directory with things in it but not `marker`.
+    """
+    refuse_foreign(target, marker=marker)
+    _replace_directory(source, target.resolve())
 
 
 def _replace_directory(source: Path, target: Path) -> None:

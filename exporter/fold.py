@@ -23,11 +23,12 @@ class Fold(nn.Module):
         self.show = Show(views)
         self.members = nn.ModuleList(members)
         self.vote = Vote(len(views))
+        self.calibrate = nn.Identity() if decision.temperature == 1 else Calibrate(decision.temperature)
         self.decide = Decide(decision)
         self.eval()
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vote and decide.
+        """Vote, calibrate and decide.
 
         Args:
             faces: uint8 `(N, H, W, C)`.
@@ -37,7 +38,7 @@ class Fold(nn.Module):
         """
         shown = self.show(faces, next(self.parameters()).dtype)
         logits = torch.stack([member(shown) for member in self.members])  # (K, V*N, L)
-        probabilities = self.vote(logits)
+        probabilities = self.calibrate(self.vote(logits))
         label, confidence = self.decide(probabilities)
         return probabilities, label, confidence
 
@@ -67,8 +68,22 @@ class Vote(nn.Module):
         return logits.softmax(dim=-1).view(len(logits), self.views, -1, logits.shape[-1]).mean(dim=(0, 1))
 
 
+class Calibrate(nn.Module):
+    """`decision.Decision.calibrate` in tensor operations that every runtime has."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """Probabilities `(N, L)` to calibrated probabilities `(N, L)`."""
+        # Powers rather than a softmax of logarithms: that of 0 is infinite, and runtimes differ in what follows.
+        powers = (probabilities / probabilities.amax(dim=-1, keepdim=True)) ** (1 / self.temperature)
+        return powers / powers.sum(dim=-1, keepdim=True)
+
+
 class Decide(nn.Module):
-    """`decision.Decision.decide` in tensor operations that every runtime has."""
+    """The rules of `decision.Decision.decide` in tensor operations that every runtime has."""
 
     thresholds: Tensor
     margins: Tensor
@@ -82,7 +97,7 @@ class Decide(nn.Module):
         self.register_buffer("margins", torch.from_numpy(decision.margin_array).clamp(min=-2).flatten())
 
     def forward(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities `(N, L)` to label int64 `(N,)` and confidence `(N,)`."""
+        """Calibrated probabilities `(N, L)` to label int64 `(N,)` and confidence `(N,)`."""
         chosen = probabilities
         if self.has_thresholds:
             allowed = probabilities >= self.thresholds

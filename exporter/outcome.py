@@ -12,7 +12,7 @@ class Outcome(NamedTuple):
     """What is decided about N faces."""
 
     probabilities: NDArray[np.float32]
-    """The vote, `(N, L)`, rows sum to 1."""
+    """The vote, calibrated, `(N, L)`, rows sum to 1."""
     label: NDArray[np.int64]
     """`(N,)`, an index into the labels."""
     confidence: NDArray[np.float32]

@@ -5,20 +5,34 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+from emoexport.decision import Gain, TemperatureReport
 from emoexport.parity import EngineParity, ParityReport, Share
 from emoexport.throughput import EngineSpeed, SpeedReport
+from emoexport.train.checkpoint import FittedDecision
 
-__all__ = ["parity_markdown", "parity_table", "speed_markdown", "speed_table"]
+__all__ = [
+    "machine_line",
+    "markdown_table",
+    "parity_markdown",
+    "parity_table",
+    "rules_markdown",
+    "rules_table",
+    "speed_markdown",
+    "speed_table",
+    "temperature_sentence",
+    "terminal_table",
+]
 
 Row = dict[str, str]
 
 _PARITY_IN_TERMINAL = ("precision", "engine", "accuracy % [95 %]", "agreement % [95 %]", "ms a face", "MB")
+_RULE_COLUMNS = ("rule", "value", "mended", "broken", "points [95 %]", "at least", "kept")
 _SPEED_IN_TERMINAL = ("engine", "precision", "batch", "p50 ms", "p95 ms", "ms a face", "faces/s", "times reference")
 
 
 def parity_table(report: ParityReport, rows: str) -> Table:
     """The parity of every engine on one set of rows, for the terminal."""
-    return _table(_PARITY_IN_TERMINAL, _parity_rows(report, rows, digits=1))
+    return terminal_table(_PARITY_IN_TERMINAL, _parity_rows(report, rows, digits=1), texts=("engine", "precision"))
 
 
 def parity_markdown(report: ParityReport) -> str:
@@ -30,7 +44,7 @@ def parity_markdown(report: ParityReport) -> str:
     ]
     for rows in dict.fromkeys(result.rows for result in report.results):
         count = next(result.accuracy.n for result in report.results if result.rows == rows)
-        parts += [f"## {rows} rows (n = {count:,})", _markdown(_parity_rows(report, rows, digits=2))]
+        parts += [f"## {rows} rows (n = {count:,})", markdown_table(_parity_rows(report, rows, digits=2))]
     failures = [
         f"- {result.engine}, {result.rows} rows: {failure}." for result in report.results for failure in result.failures
     ]
@@ -39,14 +53,16 @@ def parity_markdown(report: ParityReport) -> str:
     parts += [
         f"Accuracy: Wilson interval; agreement: Clopper-Pearson. Times: median of a call with {report.batch} faces, "
         "end to end, all engines in turn in one run.",
-        _machine(report.machine),
+        machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def speed_table(report: SpeedReport) -> Table:
     """The speed of every engine, for the terminal."""
-    return _table(_SPEED_IN_TERMINAL, [_speed_row(result) for result in report.results])
+    return terminal_table(
+        _SPEED_IN_TERMINAL, [_speed_row(result) for result in report.results], texts=("engine", "precision")
+    )
 
 
 def speed_markdown(report: SpeedReport) -> str:
@@ -54,12 +70,64 @@ def speed_markdown(report: SpeedReport) -> str:
     parts = [
         "# Throughput",
         f"{report.passes_a_face} passes a face. Bundle {report.bundle_digest[:16]}…. {report.created}.",
-        _markdown([_speed_row(result) for result in report.results]),
+        markdown_table([_speed_row(result) for result in report.results]),
         "End to end from uint8 faces in memory to labels. All engines in turn in one run; times reference: "
         "median of the ratios round by round, 95 % bootstrap interval.",
-        _machine(report.machine),
+        machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def rules_table(fitted: FittedDecision) -> Table:
+    """What each candidate rule gains on held-out validation faces, for the terminal."""
+    return terminal_table(_RULE_COLUMNS, _rule_rows(fitted, digits=1), texts=("rule",))
+
+
+def rules_markdown(fitted: FittedDecision) -> str:
+    """What temperature and rules gain, as Markdown."""
+    parts = [
+        "# The decision",
+        temperature_sentence(fitted.temperature) if fitted.temperature else "No temperature was fitted.",
+    ]
+    if fitted.candidates:
+        parts += [
+            markdown_table(_rule_rows(fitted, digits=2)),
+            f"Gains are points of accuracy on {fitted.candidates[0].gain.faces:,} validation faces on which the rules "
+            "were not fitted, with Clopper-Pearson intervals; 'at least' is the one-sided bound adjusted for the "
+            "number of candidates, and a rule is kept where it is above 0.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def temperature_sentence(report: TemperatureReport) -> str:
+    """What the temperature does on held-out validation faces, and whether it is kept."""
+    verdict = "kept" if report.kept else "not kept, 1 is used"
+    return (
+        f"temperature {report.temperature:.3f}, {verdict}: NLL {report.nll_before:.4f} -> {report.nll_after:.4f} "
+        f"(gain at least {report.nll_gain_bound:+.4f}), ECE {100 * report.ece_before:.1f} % -> "
+        f"{100 * report.ece_after:.1f} % on {report.faces:,} held-out faces"
+    )
+
+
+def _rule_rows(fitted: FittedDecision, *, digits: int) -> list[Row]:
+    rows = [
+        {"rule": report.rule, "value": f"{report.value:.2f}", **_gain_row(report.gain, digits, kept=report.kept)}
+        for report in fitted.candidates
+    ]
+    if fitted.together and fitted.together.mended + fitted.together.broken:
+        kept = any(report.kept for report in fitted.candidates)
+        rows.append({"rule": "all that pass", "value": "", **_gain_row(fitted.together, digits, kept=kept)})
+    return rows
+
+
+def _gain_row(gain: Gain, digits: int, *, kept: bool) -> Row:
+    return {
+        "mended": str(gain.mended),
+        "broken": str(gain.broken),
+        "points [95 %]": f"{gain.points:+.{digits}f} [{gain.low_points:+.{digits}f}, {gain.high_points:+.{digits}f}]",
+        "at least": f"{gain.bound_points:+.{digits}f}",
+        "kept": "yes" if kept else "no",
+    }
 
 
 def _parity_rows(report: ParityReport, rows: str, *, digits: int) -> list[Row]:
@@ -109,20 +177,23 @@ def _percent(share: Share, digits: int) -> str:
     return f"{100 * share.value:.{digits}f} [{100 * share.low:.{digits}f}, {100 * share.high:.{digits}f}]"
 
 
-def _machine(machine: dict[str, str]) -> str:
+def machine_line(machine: dict[str, str]) -> str:
+    """What `describe_machine` found, as a sentence."""
     return "Machine: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items()) + "."
 
 
-def _table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def terminal_table(columns: Sequence[str], rows: Sequence[Row], *, texts: Sequence[str]) -> Table:
+    """Rows by column name as a table; the columns `texts` stand to the left, numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("engine", "precision") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in texts else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(row.get(column, "") for column in columns))
     return table
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Rows by column name as Markdown; the last row has all columns."""
     columns = list(rows[-1])  # the first row, the reference, has no differences
     lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -42,7 +42,7 @@ def test_a_foreign_state_dict_is_read_as_plain_tensors(run):
     torch.save({"state_dict": state}, run / "members/foreign.pth")
     replace_weights(run, run / "members/foreign.pth")
     _, network = load_member(run / "members/1.json")
-    assert torch.equal(network.state_dict()["backbone.head.fc.bias"], state["backbone.head.fc.bias"])
+    assert torch.equal(network.state_dict()["classifier.output.bias"], state["classifier.output.bias"])
 
 
 class Payload:
@@ -75,7 +75,7 @@ def spoil_header(run: Path) -> None:
 def spoil_nan(run: Path) -> None:
     path = run / "members/1.safetensors"
     state = load_file(path)
-    state["backbone.head.fc.bias"][2] = float("nan")
+    state["classifier.output.bias"][2] = float("nan")
     save_file(state, path)
     replace_weights(run, path)
 

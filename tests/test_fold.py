@@ -1,12 +1,20 @@
 import copy
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from emoexport.calib.ranges import activation_ranges
 from emoexport.decision import Decision
+from emoexport.engines import BACKENDS, open_engine
 from emoexport.fold import Fold
+from emoexport.onnx_graph import export_fold
+from emoexport.precision import PRECISIONS
+from emoexport.quantize import QUANTIZED_OPERATORS, to_fp16, to_int8
 from emoexport.reference import Reference
+from emoexport.train.checkpoint import load_members
 from emoexport.views import VIEWS, views_named
 
 ALL = tuple(VIEWS.values())
@@ -27,6 +35,64 @@ def test_the_fold_is_the_reference_in_float64(count, networks, rules, faces):
     assert np.abs(probabilities - wanted).max() < 1e-10
     assert np.array_equal(label, rules.decide(wanted).label)
     assert np.array_equal(confidence, probabilities[np.arange(count), label])
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.7])
+def test_the_fold_calibrates_like_the_reference_in_float64(temperature, networks, rules, faces):
+    members = [copy.deepcopy(network).double() for network in networks]
+    warm = rules.model_copy(update={"temperature": temperature})
+    wanted = warm.calibrate(Reference(members=members, views=ALL, decision=warm).scores(faces[0][:7]).mean(axis=(1, 2)))
+    probabilities, label, _ = run(Fold(members, ALL, warm), faces[0][:7])
+    assert np.abs(probabilities - wanted).max() < 1e-12
+    plain = run(Fold(members, ALL, rules), faces[0][:7])[0]
+    assert np.abs(probabilities - plain).max() > 1e-3
+    without_temperature = warm.model_copy(update={"temperature": 1.0})
+    assert np.array_equal(label, without_temperature.decide(wanted).label)
+
+
+@pytest.fixture(scope="module")
+def warm_graphs(tmp_path_factory, run_dir, rules, faces) -> tuple[Reference, dict[str, Path]]:
+    """A fold of trained members with a temperature at every precision, and its reference."""
+    folder = tmp_path_factory.mktemp("warm")
+    graphs = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
+    members, views = load_members(run_dir)[1], views_named(["identity", "flip"])
+    reference = Reference(members=members, views=views, decision=rules.model_copy(update={"temperature": 1.6}))
+    export_fold(Fold(members, views, reference.decision), graphs["fp32"], face_shape=(32, 32, 1), max_batch=64)
+    to_fp16(graphs["fp32"], graphs["fp16"])
+    ranges = activation_ranges(graphs["fp32"], faces[0][:35], scratch=folder, operators=QUANTIZED_OPERATORS)
+    to_int8(graphs["fp32"], graphs["int8"], ranges)
+    return reference, graphs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graphs_with_a_temperature_decide_like_the_reference(backend, precision, warm_graphs, faces):
+    if not BACKENDS[backend].is_installed():
+        pytest.skip(f"{backend} is not installed")
+    if precision not in BACKENDS[backend].precisions:
+        pytest.skip(f"{backend} takes no {precision}")
+    reference, graphs = warm_graphs
+    engine = open_engine(
+        BACKENDS[backend], graphs[precision], precision=precision, face_shape=(32, 32, 1), max_batch=64
+    )
+    found, wanted = engine.run_all(faces[0]), reference.run(faces[0])
+    tolerance = PRECISIONS[precision].tolerance
+    assert np.abs(found.probabilities - wanted.probabilities).max() <= tolerance.max_difference
+    assert (found.label == wanted.label).mean() >= (1.0 if precision == "fp32" else 0.9)
+    assert np.abs(found.probabilities.sum(axis=1) - 1).max() < 1e-5
+
+
+def test_calibration_is_fp32_at_every_precision_and_absent_where_it_does_nothing(warm_graphs):
+    for path in warm_graphs[1].values():
+        model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+        types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+        types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        types |= {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+        inside = [node for node in model.graph.node if node.name.startswith("calibrate")]
+        assert "Pow" in {node.op_type for node in inside}
+        floats = [types[name] for node in inside for name in node.output]
+        assert set(floats) == {onnx.TensorProto.FLOAT}
+    assert isinstance(Fold([torch.nn.Identity()], ALL, Decision()).calibrate, torch.nn.Identity)
 
 
 def test_the_rules_do_change_decisions_here(networks, rules, faces):

@@ -5,25 +5,26 @@ runs/x/
   decision.json             the rules fitted on validation faces, and what each candidate did
   members/1.safetensors     the weights
   members/1.json            the configuration, the epoch, the hash of the weights
-  metrics.csv               what was logged while training
+  metrics.csv               the figures of every epoch
+  training.png              these as curves
+  tensorboard/              these for TensorBoard
 """
 
-import pickle
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from emoexport.config import Record
-from emoexport.decision import Decision, RuleReport
+from emoexport.decision import Decision, Gain, RuleReport, TemperatureReport
 from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.files import sha256_of
 from emoexport.train.config import ModelConfig, RunConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet
+from emoexport.train.weights import read_weights
 
 __all__ = [
     "RUN_FILE",
@@ -34,6 +35,7 @@ __all__ = [
     "load_member",
     "load_members",
     "read_run",
+    "require_alike",
     "save_member",
 ]
 
@@ -48,6 +50,8 @@ class MemberRecord(Record):
     """The name of the file with the weights, in the same directory."""
     sha256: str
     epoch: int
+    weights_of: Literal["network", "ema", "swa"] = "network"
+    """The network as trained, its exponential moving average, or its stochastic weight average."""
     validation_accuracy: float
     model: ModelConfig
 
@@ -77,8 +81,14 @@ class RunRecord(Record):
     data: DataRecord
     members: tuple[str, ...]
     """Names of the members' JSON files, relative to the run."""
+    batch_size: int
+    """Of the training as it ended: smaller than asked for where memory did not suffice."""
+    accumulate: int
+    """Batches a step, likewise."""
     seconds: float
     versions: dict[str, str]
+    combined_from: tuple[str, ...] = ()
+    """Of a run that `combine` made: which file each member was copied from, relative to the run."""
 
 
 class FittedDecision(Record):
@@ -87,11 +97,22 @@ class FittedDecision(Record):
     decision: Decision
     validation_accuracy: dict[str, float] = Field(default_factory=dict)
     """Of each step: best single pass of one member, a member's vote, the full vote, with the rules."""
+    temperature: TemperatureReport | None = None
+    """What the temperature does on held-out faces; None where nothing was fitted."""
     candidates: tuple[RuleReport, ...] = ()
+    together: Gain | None = None
+    """Of the candidates that pass alone, applied together."""
 
 
 def save_member(
-    directory: Path, name: str, network: nn.Module, *, model: ModelConfig, epoch: int, accuracy: float
+    directory: Path,
+    name: str,
+    network: nn.Module,
+    *,
+    model: ModelConfig,
+    epoch: int,
+    accuracy: float,
+    weights_of: Literal["network", "ema", "swa"] = "network",
 ) -> str:
     """Write a member's two files.
 
@@ -105,6 +126,7 @@ def save_member(
         weights=weights.name,
         sha256=sha256_of(weights),
         epoch=epoch,
+        weights_of=weights_of,
         validation_accuracy=accuracy,
         model=model,
     )
@@ -148,7 +170,7 @@ def load_members(run: Path) -> tuple[list[MemberRecord], list[ConvNeXtEmoteNet]]
         )
     pairs = [load_member(path) for path in files]
     records = [member for member, _ in pairs]
-    _require_alike(records, files)
+    require_alike(records, files)
     return records, [network for _, network in pairs]
 
 
@@ -174,7 +196,7 @@ def load_member(path: Path) -> tuple[MemberRecord, ConvNeXtEmoteNet]:
             "or was changed.",
             hint="restore the file, or train again",
         )
-    state = _read_weights(weights)
+    state = read_weights(weights)
     try:
         network = ConvNeXtEmoteNet(record.model)
         network.load_state_dict(state)
@@ -192,33 +214,20 @@ def load_member(path: Path) -> tuple[MemberRecord, ConvNeXtEmoteNet]:
     return record, network.eval()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
-        first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise BadCheckpoint(
-            f"{path} cannot be read as plain tensors: {first}",
-            hint="save the state_dict alone, best as safetensors; a pickle that would run code is never loaded",
-        ) from err
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BadCheckpoint(f"{path} holds a {type(state).__name__}; needed is a state_dict of tensors.")
-    return state
+def require_alike(records: list[MemberRecord], files: list[Path]) -> None:
+    """Hold members against the first: they may differ in architecture, not in what they see and what they name.
 
-
-def _require_alike(records: list[MemberRecord], files: list[Path]) -> None:
-    """Members may differ in architecture, not in what they see and what they name."""
+    Raises:
+        BadCheckpoint: if they do; `files` are named in the message.
+    """
     first = records[0].model
     for record, path in zip(records, files, strict=True):
         for field in ("labels", "image_size", "channels"):
             ours, theirs = getattr(first, field), getattr(record.model, field)
             if ours != theirs:
                 raise BadCheckpoint(
-                    f"members do not fit together: {files[0].name} has {field} {ours}, {path.name} has {theirs}.",
-                    hint="build from members of one data set and one size",
+                    f"members do not fit together: {files[0]} has {field} {ours}, {path} has {theirs}.",
+                    hint="take members of one data set and one size",
                 )
 
 
