@@ -10,7 +10,7 @@ from rich.console import Console
 from emoexport import __version__
 from emoexport.cli_data import data_commands
 from emoexport.cli_options import SkipBad, console_of, newest, print_table
-from emoexport.cli_training import train
+from emoexport.cli_training import combine, evaluate, train
 from emoexport.engines import BACKENDS
 from emoexport.errors import EmoexportError
 from emoexport.precision import PRECISIONS
@@ -21,9 +21,11 @@ MAP = """\
 [bold]emoexport[/bold]: facial-emotion ensembles from the lab to production.
 
   1. emoexport train  --data D --out runs/x          five members from labelled faces
-  2. emoexport build  runs/x -o build/x --fp16 --int8  one graph from raw faces to a label
-  3. emoexport verify build/x --data D               does it decide like the PyTorch reference?
-  4. emoexport bench  build/x                        how fast is it?
+  2. emoexport evaluate --tta --ensemble --post-process --model-path runs/x
+                                                     what does each step of the vote gain?
+  3. emoexport build  runs/x -o build/x --fp16 --int8  one graph from raw faces to a label
+  4. emoexport verify build/x --data D               does it decide like the PyTorch reference?
+  5. emoexport bench  build/x                        how fast is it?
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
 Each command takes --help."""
@@ -88,6 +90,9 @@ def _map(
 
 
 app.command()(train)
+# The recipe spells its options with underscores: --post_process, --model_path.
+app.command(context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})(evaluate)
+app.command()(combine)
 app.add_typer(data_commands, name="data")
 
 

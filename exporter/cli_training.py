@@ -4,25 +4,51 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from emoexport.cli_options import DataOption, LabelOrder, SkipBad, console_of
+from emoexport.cli_options import DataOption, LabelOrder, SkipBad, console_of, newest, print_table
 
-__all__ = ["train"]
+__all__ = ["combine", "evaluate", "train"]
 
 
 def train(
     data: DataOption = "synthetic:5600",
     out: Annotated[Path | None, typer.Option(help="The run's directory; runs/<data>-<preset> if none.")] = None,
     preset: Annotated[
-        str, typer.Option(help="tiny: minutes, for trying. cpu: FER-2013 from scratch in under an hour.")
+        str,
+        typer.Option(
+            help="tiny: minutes, for trying. cpu: FER-2013 from scratch in an hour. guide: ConvNeXt-Large, for GPUs."
+        ),
     ] = "tiny",
     config: Annotated[Path | None, typer.Option(help="A TOML file of your own instead of a preset.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One setting, such as training.ema_decay=0.99 or model.attention=[]; repeatable."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
     members: Annotated[int | None, typer.Option(min=1, help="How many checkpoints become members.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Faces in a batch of one device.")] = None,
+    balance: Annotated[
+        int | None, typer.Option(min=0, help="Faces per emotion in the balanced training set; 0 for none.")
+    ] = None,
+    balanced_set: Annotated[
+        Path | None, typer.Option(help="Where that set is or shall be; balanced/<data>-<hash> if none.")
+    ] = None,
+    pretrained: Annotated[
+        bool | None, typer.Option("--pretrained/--no-pretrained", help="Begin with timm's weights of the backbone.")
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Begin with these local weights: timm's for the backbone, or a member's.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices to train on, a node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines to train on; they share the run's directory.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="How devices share the work, in Lightning's words: ddp, fsdp.")
+    ] = "auto",
     label_order: LabelOrder = "fer2013",
     skip_bad: SkipBad = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was cut off.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
 ) -> None:
     """Train a network and keep its best checkpoints as the members of an ensemble.
@@ -32,22 +58,142 @@ def train(
     from emoexport.train.config import load_config  # noqa: PLC0415
     from emoexport.train.dataset import load_data  # noqa: PLC0415
     from emoexport.train.ensemble import check_request, train_ensemble  # noqa: PLC0415
+    from emoexport.train.fitting import Machines  # noqa: PLC0415
 
-    console = console_of()
-    settings = load_config(preset, file=config, epochs=epochs, members=members, batch_size=batch_size, seed=seed)
+    chosen = load_config(
+        preset,
+        file=config,
+        settings=settings or (),
+        epochs=epochs,
+        members=members,
+        batch_size=batch_size,
+        balance=balance,
+        pretrained=False if init_from and pretrained is None else pretrained,
+        init_from=str(init_from) if init_from else None,
+        seed=seed,
+    )
+    machines = Machines(devices=devices, nodes=nodes, strategy=strategy)
+    console = console_of() if machines.is_first_process else Console(quiet=True)
     plain = data.partition(":")[0]
     out = out or Path("runs") / f"{Path(plain).stem or 'data'}-{config.stem if config else preset}"
-    check_request(settings, out, force=force)
+    check_request(chosen, out, force=force, resume=resume, machines=machines)
     console.print(f"reading {data} ...", highlight=False)
     faces = load_data(
         data,
-        size=settings.model.image_size,
-        channels=settings.model.channels,
+        size=chosen.model.image_size,
+        channels=chosen.model.channels,
         label_order=label_order,
         skip_bad=skip_bad,
-        seed=settings.training.seed,
+        seed=chosen.training.seed,
     )
     for line in faces.summary():
         console.print(line, highlight=False, soft_wrap=True)
-    train_ensemble(settings, faces, out, label_order=label_order, console=console, force=force)
+    train_ensemble(
+        chosen,
+        faces,
+        out,
+        label_order=label_order,
+        console=console,
+        force=force,
+        resume=resume,
+        machines=machines,
+        balanced_set=balanced_set,
+    )
+    if not machines.is_first_process:
+        return
+    _show_decision(console, out)
+    console.print(
+        f"run: {out}\ncurves: {out / 'training.png'}\nnext: emoexport build {out} --fp16 --int8",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def combine(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more training runs on the same faces.")],
+    out: Annotated[Path, typer.Option("-o", "--output", "--out", help="The new run's directory.")],
+    members: Annotated[int, typer.Option(min=1, help="How many members to take, best first.")] = 5,
+    data: Annotated[str | None, typer.Option(help="Where the faces are, if not where the first run read them.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
+) -> None:
+    """Make one run of the best members of several, of any architectures, and fit its decision anew.
+
+    At least one member of each run is taken where there is room for that.
+
+    Example: [bold]emoexport combine runs/convnext runs/vit -o runs/both[/bold]
+    """
+    from emoexport.pipeline import data_of_run  # noqa: PLC0415
+    from emoexport.train.combine import best_members, combine_runs, runs_to_combine  # noqa: PLC0415
+
+    console = console_of()
+    records = runs_to_combine(runs, out, force=force)
+    best_members(runs, records, members)  # before data is read: too few members are told at once
+    console.print("reading the validation faces ...", highlight=False)
+    faces = data_of_run(runs[0], records[0], data)
+    combine_runs(runs, faces, out, members=members, console=console, force=force)
+    _show_decision(console, out)
     console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    model_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run, or a member's .json or .safetensors, repeatable; the newest run if none."),
+    ] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Let all views of the run vote, not the face alone.")] = False,
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Let all members vote, not the best alone.")] = False,
+    post_process: Annotated[
+        bool, typer.Option("--post-process", help="Decide by the run's thresholds and confusion pairs.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which split; test or public_test if none.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use this many faces, drawn at random.")] = None,
+    label_order: Annotated[
+        str | None, typer.Option(help="What numbered labels mean, if not what they meant to the run.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    out: Annotated[Path | None, typer.Option(help="Where the reports go; reports/ of the first run if none.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads PyTorch may use.")] = None,
+) -> None:
+    """Measure an ensemble on labelled faces, and what each step of its vote gains.
+
+    Example: [bold]emoexport evaluate --tta --ensemble --post-process --model-path runs/fer2013[/bold]
+    """
+    paths = model_path or [newest(Path("runs"), "run.json", "emoexport train")]
+    from emoexport import ensembles  # noqa: PLC0415
+    from emoexport.evaluation_tables import evaluation_tables  # noqa: PLC0415
+
+    console = console_of()
+    report, where = ensembles.evaluate(
+        ensembles.open_ensemble(paths),
+        tta=tta,
+        members=ensemble,
+        post_process=post_process,
+        data=data,
+        split=split,
+        limit=limit,
+        label_order=label_order,
+        skip_bad=skip_bad,
+        out=out,
+        threads=threads,
+        console=console,
+    )
+    for title, table in evaluation_tables(report):
+        print_table(console, title, table)
+    for note in report.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"reports: {where / 'evaluation.md'}, {where / 'evaluation.json'}", highlight=False, soft_wrap=True)
+
+
+def _show_decision(console: Console, run: Path) -> None:
+    """What temperature and rules gain on held-out validation faces."""
+    from emoexport.errors import BadCheckpoint  # noqa: PLC0415
+    from emoexport.tables import rules_table, temperature_sentence  # noqa: PLC0415
+    from emoexport.train.checkpoint import FittedDecision  # noqa: PLC0415
+
+    fitted = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint)
+    if fitted.temperature:
+        console.print(temperature_sentence(fitted.temperature), highlight=False, soft_wrap=True)
+    print_table(console, "gains on held-out validation faces, in points of accuracy", rules_table(fitted))

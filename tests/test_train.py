@@ -41,7 +41,14 @@ def test_a_run_learns(run_dir):
     fitted = json.loads((run_dir / "decision.json").read_text())
     assert fitted["validation_accuracy"]["the full vote"] > 2 / 7
     assert (run_dir / "metrics.csv").is_file()
-    assert sorted(path.name for path in run_dir.iterdir()) == ["decision.json", "members", "metrics.csv", "run.json"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "decision.json",
+        "members",
+        "metrics.csv",
+        "run.json",
+        "tensorboard",
+        "training.png",
+    ]
 
 
 def test_validation_is_set_aside_from_train_where_there_is_none(tmp_path):
@@ -96,11 +103,11 @@ def test_a_run_is_not_overwritten_by_accident(run_dir, config_file, quiet):
     assert (run_dir / "run.json").read_text() == before
 
 
-def test_ctrl_c_ends_training_and_leaves_nothing(tmp_path, config_file, monkeypatch):
+def test_ctrl_c_keeps_the_epochs_that_ended(tmp_path, config_file, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emoexport.train.ensemble.EpochLines.on_train_epoch_end", interrupt)
+    monkeypatch.setattr("emoexport.train.callbacks.EpochLines.on_train_epoch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_ensemble(
             load_config(file=config_file),
@@ -109,7 +116,7 @@ def test_ctrl_c_ends_training_and_leaves_nothing(tmp_path, config_file, monkeypa
             label_order="fer2013",
             console=Console(quiet=True),
         )
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".x.unfinished"]
 
 
 def test_more_members_than_epochs(tmp_path, quiet):

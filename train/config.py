@@ -1,5 +1,7 @@
 """What a training run is made of. Presets are TOML files beside this module."""
 
+import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -171,12 +173,15 @@ def preset_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def load_config(preset: str = "tiny", *, file: Path | None = None, **overrides: Any) -> RunConfig:
+def load_config(
+    preset: str = "tiny", *, file: Path | None = None, settings: Sequence[str] = (), **overrides: Any
+) -> RunConfig:
     """Read a preset or a file of one's own.
 
     Args:
         preset: a name from `preset_names()`, used where no file is given.
         file: a TOML file with the tables `[model]` and `[training]` and the list `views`.
+        settings: single settings as `table.name=value`, the value in TOML.
         overrides: fields of `TrainingConfig`; None leaves the field as it is.
 
     Raises:
@@ -186,11 +191,30 @@ def load_config(preset: str = "tiny", *, file: Path | None = None, **overrides: 
         if preset not in preset_names():
             raise UsageError(f"there is no preset '{preset}'; there are {', '.join(preset_names())}.")
         with resources.as_file(resources.files("emoexport.train") / "presets" / f"{preset}.toml") as path:
-            settings = read_toml(path)
+            tables = read_toml(path)
     else:
-        settings = read_toml(file)
+        tables = read_toml(file)
+    for text in settings:
+        _set(tables, text)
     given = {name: value for name, value in overrides.items() if value is not None}
-    training = settings.get("training", {})
+    training = tables.get("training", {})
     if isinstance(training, dict):
-        settings["training"] = {**training, **given}
-    return RunConfig.parse(settings, source=str(file or f"preset {preset}"), error=UsageError)
+        tables["training"] = {**training, **given}
+    return RunConfig.parse(tables, source=str(file or f"preset {preset}"), error=UsageError)
+
+
+def _set(tables: dict[str, Any], text: str) -> None:
+    """Put `table.name=value` into tables as TOML reads them; a value that is no TOML is taken as a word."""
+    key, equals, value = text.partition("=")
+    *path, name = key.strip().split(".")
+    if not equals or not path:
+        raise UsageError(f"'{text}' is no setting; needed is table.name=value, such as training.ema_decay=0.99.")
+    table = tables
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"'{text}' is no setting: '{part}' is no table.")
+    try:
+        table[name] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[name] = value.strip()

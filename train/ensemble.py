@@ -1,40 +1,28 @@
-"""From data to a run: train, keep the best checkpoints as members, fit the decision."""
+"""From data to a run: choose the faces, train, keep the best checkpoints as members, fit the decision."""
 
 import importlib.metadata
-import logging
 import os
-import shutil
 import time
-import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
-import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
-from torch.utils.data import DataLoader, TensorDataset
 
-from emoexport.decision import Decision, fit_decision
 from emoexport.errors import BadData, UsageError
-from emoexport.files import new_directory, refuse_foreign
+from emoexport.files import move_directory, refuse_foreign, write_text
 from emoexport.labels import EMOTIONS
-from emoexport.progress import progress_bar
-from emoexport.reference import Reference
 from emoexport.train.audit import clean_rows
-from emoexport.train.checkpoint import (
-    RUN_FILE,
-    DataRecord,
-    FittedDecision,
-    RunRecord,
-    load_members,
-    save_member,
-)
+from emoexport.train.balance import balanced_directory, make_balanced, read_balanced
+from emoexport.train.checkpoint import RUN_FILE, DataRecord, RunRecord, save_member
 from emoexport.train.config import RunConfig
+from emoexport.train.curves import draw_training
 from emoexport.train.dataset import DataSet, Faces, is_synthetic
-from emoexport.train.lightning_module import MemberTraining
+from emoexport.train.decision_fit import fit_rules
+from emoexport.train.fitting import Machines, fit, remove_leftovers
+from emoexport.train.pretrained import find_start
+from emoexport.train.unfinished import begin, unfinished_directory
 from emoexport.views import views_named
 
 __all__ = ["Training", "check_request", "train_ensemble", "training_faces"]
@@ -88,11 +76,15 @@ def _complete(chosen: Training) -> Training:
     return chosen
 
 
-def check_request(config: RunConfig, out: Path, *, force: bool) -> None:
+def check_request(
+    config: RunConfig, out: Path, *, force: bool = False, resume: bool = False, machines: Machines | None = None
+) -> None:
     """Refuse at once what would only fail after data was read or members were trained.
 
     Raises:
-        UsageError: if `out` holds a run and not `force`, there are fewer epochs than members, or a view is unknown.
+        UsageError: if `out` holds a run and not `force`; if a training of it is unfinished and neither `force` nor
+            `resume`, or `resume` and none is; if there are fewer epochs than members; if a view is unknown.
+        MissingRuntime, BadCheckpoint: if the weights to begin with are not there and cannot be had.
     """
     views_named(config.views)
     settings = config.training
@@ -101,15 +93,38 @@ def check_request(config: RunConfig, out: Path, *, force: bool) -> None:
             f"{settings.epochs} epochs cannot give {settings.members} checkpoints.",
             hint=f"--epochs {settings.members} or more, or --members {settings.epochs}",
         )
-    if (out / RUN_FILE).exists() and not force:
+    if not (machines or Machines()).is_first_process:
+        return  # the first process has answered for all, and what it made since is no obstacle
+    unfinished = unfinished_directory(out)
+    if resume and not unfinished.is_dir():
+        raise UsageError(f"there is no unfinished training of {out} to go on with.", hint="leave --resume out")
+    if not resume and not force and unfinished.is_dir():
+        raise UsageError(
+            f"a training of {out} was begun and not finished; it is kept in {unfinished}.",
+            hint="--resume goes on with it, --force begins anew",
+        )
+    if (out / RUN_FILE).exists() and not force and not resume:
         raise UsageError(f"{out} holds a run already.", hint="--force replaces it, or name another --out")
     refuse_foreign(out, marker=RUN_FILE)
+    if not resume:
+        find_start(config)
 
 
 def train_ensemble(
-    config: RunConfig, data: DataSet, out: Path, *, label_order: str, console: Console, force: bool = False
-) -> RunRecord:
+    config: RunConfig,
+    data: DataSet,
+    out: Path,
+    *,
+    label_order: str,
+    console: Console,
+    force: bool = False,
+    resume: bool = False,
+    machines: Machines | None = None,
+    balanced_set: Path | None = None,
+) -> RunRecord | None:
     """Train one network, keep its best checkpoints as members and fit the decision of their vote.
+
+    Until it is complete a run is kept beside `out`, in `<out>.unfinished`.
 
     Args:
         config: what to train, and how.
@@ -117,42 +132,87 @@ def train_ensemble(
         out: the run's directory; it appears when the run is complete.
         label_order: recorded, so that later commands read the data alike.
         console: where progress is shown.
-        force: replace a run that stands there.
+        force: replace a run that stands there, and forget an unfinished one.
+        resume: go on with an unfinished one, from the last epoch that ended.
+        machines: the devices to train on; one, if None.
+        balanced_set: where the balanced training set is or shall be, if it is wanted; None for the usual place.
+
+    Returns:
+        The record of the run; None in processes other than the first, which only helped.
 
     Raises:
-        UsageError: as `check_request`.
+        UsageError: as `check_request`, or if an unfinished run was begun with other settings or faces.
         BadData: if an emotion has no face left to train or to validate on.
+        MissingRuntime: if memory does not suffice for the smallest batch.
     """
-    settings = config.training
-    check_request(config, out, force=force)
-    L.seed_everything(settings.seed, verbose=False)
+    machines = machines or Machines()
+    check_request(config, out, force=force, resume=resume, machines=machines)
+    L.seed_everything(config.training.seed, verbose=False)
     faces = training_faces(data, config)
+    record = _data_record(config, data, faces, out, label_order)
+    unfinished = unfinished_directory(out)
+    if machines.is_first_process:
+        begin(unfinished, config, record, force=force)
     started = time.monotonic()
-    with new_directory(out, marker=RUN_FILE) as directory:
-        names = _fit(config, faces, directory, console)
-        record = RunRecord(
-            config=config,
-            data=DataRecord(
-                source=_relative(data.source, out),
-                label_order=label_order,
-                seed=settings.seed,
-                splits={name: len(split) for name, split in data.splits.items()},
-                skipped=len(data.skipped),
-                outside=data.outside,
-                train_faces=len(faces.train),
-                train_sha256=faces.train.sha256(),
-                validation_faces=len(faces.validation),
-                validation_sha256=faces.validation.sha256(),
-                validation_from=faces.validation_from,
-            ),
-            members=tuple(f"members/{name}" for name in names),
-            seconds=round(time.monotonic() - started, 1),
-            versions={name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning")},
+    train = faces.train
+    if config.training.balance:
+        usual = balanced_directory(data.source, train, config.training.balance, seed=config.training.seed)
+        train = _balanced(train, config, balanced_set or usual, console, machines)
+    fitted = fit(config, train, faces.validation, unfinished, machines, console)
+    if not machines.is_first_process:
+        return None
+    names = [
+        save_member(
+            unfinished / "members",
+            str(rank),
+            weights,
+            model=config.model,
+            epoch=candidate.epoch,
+            weights_of=candidate.weights,
+            accuracy=round(candidate.accuracy, 6),
         )
-        (directory / RUN_FILE).write_text(record.to_json(), encoding="utf-8")
-        fitted = _fit_decision(directory, config, faces.validation, console)
-        (directory / "decision.json").write_text(fitted.to_json(), encoding="utf-8")
-    return record
+        for rank, (candidate, weights) in enumerate(fitted.members(), start=1)
+    ]
+    run = RunRecord(
+        config=config,
+        data=record,
+        members=tuple(f"members/{name}" for name in names),
+        batch_size=fitted.batch_size,
+        accumulate=fitted.accumulate,
+        seconds=round(time.monotonic() - started, 1),
+        versions={name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning")},
+    )
+    write_text(unfinished / RUN_FILE, run.to_json())
+    rules = fit_rules(unfinished, config, faces.validation, console)
+    write_text(unfinished / "decision.json", rules.to_json())
+    draw_training(unfinished, config, [candidate for candidate, _ in fitted.members()])
+    move_directory(unfinished, out, marker=RUN_FILE)
+    remove_leftovers(out)  # only now: until it was moved, a resumed training would have needed them
+    return run
+
+
+def _balanced(faces: Faces, config: RunConfig, directory: Path, console: Console, machines: Machines) -> Faces:
+    """The balanced training set, made by the first process and read by all."""
+    settings = config.training
+    if machines.is_first_process:
+        make_balanced(faces, settings.balance, directory, seed=settings.seed, console=console)
+    return read_balanced(directory)[0]
+
+
+def _data_record(config: RunConfig, data: DataSet, faces: Training, out: Path, label_order: str) -> DataRecord:
+    return DataRecord(
+        source=_relative(data.source, out),
+        label_order=label_order,
+        seed=config.training.seed,
+        splits={name: len(split) for name, split in data.splits.items()},
+        skipped=len(data.skipped),
+        outside=data.outside,
+        train_faces=len(faces.train),
+        train_sha256=faces.train.sha256(),
+        validation_faces=len(faces.validation),
+        validation_sha256=faces.validation.sha256(),
+        validation_from=faces.validation_from,
+    )
 
 
 def _relative(source: str, out: Path) -> str:
@@ -160,124 +220,3 @@ def _relative(source: str, out: Path) -> str:
     if is_synthetic(source):
         return source
     return os.path.relpath(Path(source).resolve(), out.resolve())
-
-
-def _fit(config: RunConfig, faces: Training, directory: Path, console: Console) -> list[str]:
-    """Train, and write the best checkpoints as members; return the names of their JSON files, best first."""
-    settings = config.training
-    keeper = ModelCheckpoint(
-        directory / "checkpoints",
-        monitor="validation_accuracy",
-        mode="max",
-        save_top_k=settings.members,
-        save_weights_only=True,
-        filename="{epoch}",
-    )
-    callbacks: list[Callback] = [keeper, EpochLines(console)]
-    if console.is_terminal:
-        callbacks.append(RichProgressBar(leave=False))
-    for noisy in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # Faces are tensors in memory: worker processes would only cost, and small sets log seldom.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        trainer = L.Trainer(
-            max_epochs=settings.epochs,
-            devices=1,
-            precision=_precision(settings.precision),
-            callbacks=callbacks,
-            logger=CSVLogger(directory, name="", version=""),
-            enable_progress_bar=console.is_terminal,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        try:
-            trainer.fit(
-                MemberTraining(config),
-                _loader(faces.train, settings.batch_size, shuffle=True),
-                _loader(faces.validation, 4 * settings.batch_size, shuffle=False),
-            )
-        except SystemExit as err:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from err
-    (directory / "hparams.yaml").unlink(missing_ok=True)
-    best = sorted(keeper.best_k_models.items(), key=lambda item: float(item[1]), reverse=True)
-    names = []
-    for rank, (path, accuracy) in enumerate(best, start=1):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        module = MemberTraining(config)
-        module.load_state_dict(checkpoint["state_dict"])
-        names.append(
-            save_member(
-                directory / "members",
-                str(rank),
-                module.network,
-                model=config.model,
-                epoch=int(checkpoint["epoch"]) + 1,
-                accuracy=round(float(accuracy), 6),
-            )
-        )
-    shutil.rmtree(directory / "checkpoints")
-    return names
-
-
-def _precision(wanted: str) -> Any:
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        else:
-            wanted = "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
-    return {"bf16": "bf16-mixed", "fp32": "32-true"}[wanted]
-
-
-def _loader(faces: Faces, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
-    pictures = torch.from_numpy(faces.images).permute(0, 3, 1, 2).contiguous()
-    pairs = TensorDataset(pictures, torch.from_numpy(faces.labels))
-    drop_last = shuffle and len(pairs) > batch_size
-    return DataLoader(pairs, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
-
-
-class EpochLines(Callback):
-    """One line an epoch, which also a log file can hold."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.started = 0.0
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Start the clock."""
-        self.started = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Print the line; validation has run by now."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.console.print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            f"  train loss {metrics['train_loss']:.3f}"
-            f"  validation accuracy {metrics['validation_accuracy']:.3f}"
-            f"  {time.monotonic() - self.started:.0f} s",
-            highlight=False,
-        )
-
-
-def _fit_decision(run: Path, config: RunConfig, faces: Faces, console: Console) -> FittedDecision:
-    _, members = load_members(run)
-    plain = Decision(labels=config.model.labels)
-    reference = Reference(members=members, views=views_named(config.views), decision=plain)
-    with progress_bar(console, "scoring the validation faces", len(faces)) as advance:
-        scores = reference.scores(faces.images, progress=advance)
-    vote = scores.mean(axis=(1, 2))
-    decision, candidates = fit_decision(vote, faces.labels, labels=config.model.labels, seed=config.training.seed)
-    right = {
-        "one member, one view": scores[:, 0, 0].argmax(axis=1),
-        "one member, all views": scores[:, 0].mean(axis=1).argmax(axis=1),
-        "all members, one view": scores[:, :, 0].mean(axis=1).argmax(axis=1),
-        "the full vote": vote.argmax(axis=1),
-        "the full vote with its rules": decision.decide(vote).label,
-    }
-    accuracy = {name: round(float(np.mean(label == faces.labels)), 6) for name, label in right.items()}
-    for name, value in accuracy.items():
-        console.print(f"validation accuracy of {name}: {value:.3f}", highlight=False)
-    return FittedDecision(decision=decision, validation_accuracy=accuracy, candidates=tuple(candidates))
