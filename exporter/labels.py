@@ -4,6 +4,7 @@ Sources of the numberings: FER-2013 (Goodfellow et al. 2013), FER+ (Barsoum et a
 its vote table), RAF-DB (Li et al. 2017, numbered from 1), AffectNet (Mollahosseini et al. 2017).
 """
 
+import difflib
 from collections.abc import Sequence
 
 from emoexport.errors import BadData, UsageError
@@ -80,7 +81,9 @@ def to_label(value: str | int, *, order: str = "fer2013") -> int | None:
         return EMOTIONS.index(text)
     if text in _OUTSIDE:
         return None
+    near = difflib.get_close_matches(text, [*EMOTIONS, *_ALIASES, *_OUTSIDE], n=1)
+    meant = f" Did you mean '{near[0]}'?" if near else ""
     raise BadData(
-        f"'{value}' is no label of the order '{order}'; needed is one of {', '.join(EMOTIONS)}, or its number.",
+        f"'{value}' is no label of the order '{order}'; needed is one of {', '.join(EMOTIONS)}, or its number.{meant}",
         hint=f"where numbers mean something else, --label-order says what: {', '.join(LABEL_ORDERS)}",
     )
