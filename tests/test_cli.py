@@ -29,13 +29,15 @@ def run(monkeypatch, capsys):
 def test_without_arguments_the_map_is_shown(run):
     code, out, _ = run()
     assert code == 0
-    for command in ("train", "build", "verify", "bench"):
+    for command in ("train", "evaluate", "build", "verify", "bench"):
         assert f"emoexport {command}" in out
 
 
-@pytest.mark.parametrize("command", ["train", "build", "verify", "bench"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "combine", "data audit", "data balance", "build", "verify", "bench"]
+)
 def test_help_has_an_example(command, run):
-    code, out, _ = run(command, "--help")
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert f"Example: emoexport {command}" in out
 
@@ -98,12 +100,15 @@ def make_evil(tmp_path: Path, run_dir: Path) -> Path:
 MISTAKES = [
     ("train --data no/such/data", 4, "error: there is no data at no/such/data"),
     ("train --data synthetic:7", 2, "error: 'synthetic:7' needs a number"),
-    ("train --preset huge", 2, "error: there is no preset 'huge'; there are cpu, tiny"),
+    ("train --preset huge", 2, "error: there is no preset 'huge'; there are cpu, guide, tiny"),
     ("train --epochs 2 --data synthetic:140", 2, "error: 2 epochs cannot give 5 checkpoints"),
     ("train --label-order klingon --data {empty_class}", 2, "error: 'klingon' is no known label order"),
     ("train --data {empty_class}", 4, "error: {empty_class}: the split 'train' has no face of 'fear'"),
     ("train --data {unknown_class}", 4, "error: {unknown_class}/train/furious/1.png: 'furious' is no label"),
     ("train --data {unreadable}", 4, "error: {unreadable}/train/angry/1.png: this is no picture"),
+    ("train --init-from no.safetensors", 4, "error: there are no weights at no.safetensors"),
+    ("train --resume", 2, "error: there is no unfinished training of runs/synthetic-tiny"),
+    ("train --set training.swa=3", 2, "error: preset tiny: there is no setting 'training.swa'"),
     ("train --config no.toml", 2, "error: no.toml cannot be read as TOML"),
     ("build", 2, "error: nothing is named, and there is no runs/*/run.json"),
     ("build no/such/run", 4, "error: no/such/run is no training run"),
@@ -173,6 +178,23 @@ def test_a_run_that_is_no_directory_to_write_in(run, config_file, tmp_path):
     assert code == 4
     assert err.startswith("error: ")
     assert "Traceback" not in err
+
+
+def test_missing_weights_are_told_before_data_is_read(run, monkeypatch, tmp_path):
+    from emoexport.train import pretrained
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(pretrained, "get_hf_file_metadata", offline)
+    code, out, err = run("train", "--preset", "guide", "--data", "no/such/data")
+    assert code == 3
+    assert out == ""
+    assert err.startswith("error: the weights of 'convnext_large' are not on this machine")
+    assert "--init-from" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_setting_names_the_nearest(run, tmp_path):

@@ -20,13 +20,18 @@ MAKE_TARGETS = sorted(set(re.findall(r"\bmake ([a-z-]+)", README)))
 
 def test_the_readme_names_every_command():
     known = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    assert {command.split()[1] for command in COMMANDS} == known
+    groups = {group.name: group.typer_instance for group in cli.app.registered_groups}
+    assert {command.split()[1] for command in COMMANDS} == known | set(groups)
+    for name, group in groups.items():
+        for command in group.registered_commands:
+            assert f"emoexport {name} {command.callback.__name__}" in README
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\s*(emoexport [a-z]+ .*?)\s*(?:#.*)?$", README, flags=re.MULTILINE))
 def test_every_option_in_the_readme_exists(line, monkeypatch, capsys):
     words = shlex.split(line)
-    monkeypatch.setattr("sys.argv", [*words[:2], "--help"])
+    command = words[: 3 if words[1] in {group.name for group in cli.app.registered_groups} else 2]
+    monkeypatch.setattr("sys.argv", [*command, "--help"])
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert not exited.value.code
