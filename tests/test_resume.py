@@ -98,6 +98,8 @@ def test_a_training_killed_at_several_moments_ends_with_the_same_weights(unbroke
     assert hashes(out) == hashes(unbroken)
     assert (out / "metrics.csv").read_text() == (unbroken / "metrics.csv").read_text()
     assert not kept.exists()
+    seconds = json.loads((out / "run.json").read_text())["seconds"]
+    assert seconds > 0.3 * json.loads((unbroken / "run.json").read_text())["seconds"]  # of all epochs, not the last
 
 
 def test_the_history_has_each_epoch_once_and_every_weight(unbroken):

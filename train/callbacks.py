@@ -78,9 +78,17 @@ class History(Callback):
     def __init__(self, directory: Path) -> None:
         self.path = directory / self.FILE
         self.epochs: list[dict[str, float]] = []
+        self.seconds = 0.0
+        """That the epochs took, before a kill and after."""
+        self.started = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Add a row, and write the file."""
+        self.seconds += time.monotonic() - self.started
         figures = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
         assert isinstance(module, MemberTraining)
         row = {"epoch": trainer.current_epoch + 1, "phase": module.phase + 1, **figures}
@@ -95,11 +103,12 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, for the checkpoint."""
-        return {"epochs": self.epochs}
+        return {"epochs": self.epochs, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The rows, from the checkpoint."""
         self.epochs = list(state_dict["epochs"])
+        self.seconds = float(state_dict["seconds"])
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

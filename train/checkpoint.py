@@ -86,6 +86,7 @@ class RunRecord(Record):
     accumulate: int
     """Batches a step, likewise."""
     seconds: float
+    """That the epochs took."""
     versions: dict[str, str]
     combined_from: tuple[str, ...] = ()
     """Of a run that `combine` made: which file each member was copied from, relative to the run."""

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,7 +152,6 @@ def train_ensemble(
     unfinished = unfinished_directory(out)
     if machines.is_first_process:
         begin(unfinished, config, record, force=force)
-    started = time.monotonic()
     train = faces.train
     if config.training.balance:
         usual = balanced_directory(data.source, train, config.training.balance, seed=config.training.seed)
@@ -179,7 +177,7 @@ def train_ensemble(
         members=tuple(f"members/{name}" for name in names),
         batch_size=fitted.batch_size,
         accumulate=fitted.accumulate,
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(fitted.seconds, 1),
         versions={name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning")},
     )
     write_text(unfinished / RUN_FILE, run.to_json())

@@ -68,6 +68,8 @@ class Fitted:
     batch_size: int
     """Of the last attempt: smaller than asked for where memory did not suffice."""
     accumulate: int
+    seconds: float
+    """That the epochs took, those before a kill too."""
 
     def members(self) -> Iterator[tuple[Candidate, ConvNeXtEmoteNet]]:
         """The best, each as a network in evaluation mode."""
@@ -114,7 +116,7 @@ def fit(
             seed=config.training.seed,
         )
         try:
-            best = _fit_once(config, batches, accumulate, directory, machines, console)
+            best, history = _fit_once(config, batches, accumulate, directory, machines, console)
         except RuntimeError as err:
             if not (is_oom_error(err) or isinstance(err, torch.OutOfMemoryError)):
                 raise
@@ -131,6 +133,7 @@ def fit(
                 standing=tuple(best.standing),
                 batch_size=batch_size,
                 accumulate=accumulate,
+                seconds=history.seconds,
             )
         batch_size, accumulate = batch_size // 2, accumulate * 2
         console.print(
@@ -141,7 +144,7 @@ def fit(
 
 def _fit_once(
     config: RunConfig, batches: FaceBatches, accumulate: int, directory: Path, machines: Machines, console: Console
-) -> BestCheckpoints:
+) -> tuple[BestCheckpoints, History]:
     settings = config.training
     last = _last(directory)
     L.seed_everything(settings.seed, verbose=False)
@@ -187,7 +190,7 @@ def _fit_once(
             raise KeyboardInterrupt from err
     if machines.is_first_process:
         best.remove_losers()
-    return best
+    return best, history
 
 
 def _candidates(directory: Path) -> Path:
