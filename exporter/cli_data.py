@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emoexport.cli_options import LabelOrder, SkipBad, console_of, print_table
+from emoexport.cli_options import LabelOrder, SkipBad, console_of, print_table, read_faces
 from emoexport.labels import LABEL_ORDERS
 
 __all__ = ["data_commands"]
@@ -95,23 +95,12 @@ def balance(
     """
     from emoexport.train.balance import balanced_directory, make_balanced  # noqa: PLC0415
     from emoexport.train.config import load_config  # noqa: PLC0415
-    from emoexport.train.dataset import load_data  # noqa: PLC0415
     from emoexport.train.ensemble import training_faces  # noqa: PLC0415
 
     console = console_of()
     settings = load_config(preset, file=config, seed=seed)
     count = per_class or settings.training.balance or 8000
-    console.print(f"reading {data} ...", highlight=False)
-    read = load_data(
-        data,
-        size=settings.model.image_size,
-        channels=settings.model.channels,
-        label_order=label_order,
-        skip_bad=skip_bad,
-        seed=settings.training.seed,
-    )
-    for line in read.summary():
-        console.print(line, highlight=False, soft_wrap=True)
+    read = read_faces(console, data, settings, label_order=label_order, skip_bad=skip_bad)
     faces = training_faces(read, settings).train
     usual = balanced_directory(read.source, faces, count, seed=settings.training.seed)
     out = out or usual

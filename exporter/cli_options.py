@@ -9,7 +9,7 @@ from rich.console import Console
 from emoexport.errors import UsageError
 from emoexport.labels import LABEL_ORDERS
 
-__all__ = ["DataOption", "LabelOrder", "SkipBad", "console_of", "newest", "print_table"]
+__all__ = ["DataOption", "LabelOrder", "SkipBad", "console_of", "newest", "print_table", "read_faces"]
 
 DataOption = Annotated[
     str,
@@ -31,6 +31,24 @@ def print_table(console: Console, title: str, table: Any) -> None:
     console.print(f"\n{title}", highlight=False, soft_wrap=True)
     width = Console(width=1000).measure(table).maximum
     Console(markup=False, width=max(width, console.width)).print(table)
+
+
+def read_faces(console: Console, data: str, config: Any, *, label_order: str, skip_bad: bool) -> Any:
+    """Read labelled faces as a training configuration wants them, and say what was read: a `DataSet`."""
+    from emoexport.train.dataset import load_data  # noqa: PLC0415
+
+    console.print(f"reading {data} ...", highlight=False)
+    faces = load_data(
+        data,
+        size=config.model.image_size,
+        channels=config.model.channels,
+        label_order=label_order,
+        skip_bad=skip_bad,
+        seed=config.training.seed,
+    )
+    for line in faces.summary():
+        console.print(line, highlight=False, soft_wrap=True)
+    return faces
 
 
 def newest(root: Path, marker: str, command: str) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from emoexport.cli_options import DataOption, LabelOrder, SkipBad, console_of, newest, print_table
+from emoexport.cli_options import DataOption, LabelOrder, SkipBad, console_of, newest, print_table, read_faces
 
 __all__ = ["combine", "evaluate", "train"]
 
@@ -56,7 +56,6 @@ def train(
     Example: [bold]emoexport train --data fer2013.csv --preset cpu --out runs/fer2013[/bold]
     """
     from emoexport.train.config import load_config  # noqa: PLC0415
-    from emoexport.train.dataset import load_data  # noqa: PLC0415
     from emoexport.train.ensemble import check_request, train_ensemble  # noqa: PLC0415
     from emoexport.train.fitting import Machines  # noqa: PLC0415
 
@@ -77,17 +76,7 @@ def train(
     plain = data.partition(":")[0]
     out = out or Path("runs") / f"{Path(plain).stem or 'data'}-{config.stem if config else preset}"
     check_request(chosen, out, force=force, resume=resume, machines=machines)
-    console.print(f"reading {data} ...", highlight=False)
-    faces = load_data(
-        data,
-        size=chosen.model.image_size,
-        channels=chosen.model.channels,
-        label_order=label_order,
-        skip_bad=skip_bad,
-        seed=chosen.training.seed,
-    )
-    for line in faces.summary():
-        console.print(line, highlight=False, soft_wrap=True)
+    faces = read_faces(console, data, chosen, label_order=label_order, skip_bad=skip_bad)
     train_ensemble(
         chosen,
         faces,

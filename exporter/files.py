@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from emoexport.errors import UsageError
 
-__all__ = ["move_directory", "new_directory", "refuse_foreign", "sha256_of", "write_bytes", "write_text"]
+__all__ = ["move_directory", "new_directory", "new_file", "refuse_foreign", "sha256_of", "write_bytes", "write_text"]
 
 
 def sha256_of(path: Path) -> str:
@@ -25,12 +26,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same directory, then move into place."""
+    """Write a file whole or not at all, as `new_file` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write under a temporary name in the same directory, moved to `path` if the block ends well."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

@@ -10,12 +10,9 @@ loads too, but a validation share taken out of it would hold changed copies of t
 
 import hashlib
 import io
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +25,7 @@ from rich.console import Console
 
 from emoexport.config import Record
 from emoexport.errors import BadData, UsageError
-from emoexport.files import sha256_of, write_text
+from emoexport.files import new_file, sha256_of, write_text
 from emoexport.images import decode_face
 from emoexport.labels import EMOTIONS, LABEL_ORDERS, to_label
 from emoexport.progress import progress_bar
@@ -283,7 +280,7 @@ def _make_emotion(
     path = directory / _file_name(EMOTIONS[label])
     change = FaceAugmentation(STRENGTH, emotion_specific=True)
     with (
-        _written_whole(path) as file,
+        new_file(path) as file,
         pq.ParquetWriter(file, _SCHEMA, use_dictionary=["label", "split", "made"]) as writer,
         torch.random.fork_rng(devices=[]),
     ):
@@ -359,22 +356,6 @@ def _read_emotion(path: Path, images: NDArray[np.uint8], votes: NDArray[np.float
                 if label is not None:
                     votes[row, label] = share
             row += 1
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name, moved to `path` if the block ends well."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _file_name(emotion: str) -> str:
