@@ -123,7 +123,7 @@ def train_ensemble(
 ) -> RunRecord | None:
     """Train one network, keep its best checkpoints as members and fit the decision of their vote.
 
-    Until it is complete a run is kept beside `out`, in `<out>.unfinished`.
+    Until it is complete a run is kept beside `out`, in `unfinished_directory(out)`.
 
     Args:
         config: what to train, and how.
@@ -154,8 +154,9 @@ def train_ensemble(
         begin(unfinished, config, record, force=force)
     train = faces.train
     if config.training.balance:
-        usual = balanced_directory(data.source, train, config.training.balance, seed=config.training.seed)
-        train = _balanced(train, config, balanced_set or usual, console, machines)
+        balance, seed = config.training.balance, config.training.seed
+        directory = balanced_set or balanced_directory(data.source, train, balance, seed=seed)
+        train = _balanced(train, config, directory, console, machines)
     fitted = fit(config, train, faces.validation, unfinished, machines, console)
     if not machines.is_first_process:
         return None
@@ -183,7 +184,7 @@ def train_ensemble(
     write_text(unfinished / RUN_FILE, run.to_json())
     rules = fit_rules(unfinished, config, faces.validation, console)
     write_text(unfinished / "decision.json", rules.to_json())
-    draw_training(unfinished, config, [candidate for candidate, _ in fitted.members()])
+    draw_training(unfinished, config, fitted.standing)
     move_directory(unfinished, out, marker=RUN_FILE)
     remove_leftovers(out)  # only now: until it was moved, a resumed training would have needed them
     return run
