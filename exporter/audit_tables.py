@@ -7,7 +7,8 @@ from rich.table import Table
 
 from emoexport.labels import EMOTIONS
 from emoexport.leakage import AuditReport, RunAccuracy
-from emoexport.train.audit import DataAudit, NearAudit, Rate, SplitAudit
+from emoexport.statistics import Share
+from emoexport.train.audit import DataAudit, NearAudit, SplitAudit
 
 __all__ = ["Section", "audit_markdown", "audit_sections"]
 
@@ -164,5 +165,5 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({100 * count / total:.1f} %)"
 
 
-def _percent(rate: Rate | None) -> str:
+def _percent(rate: Share | None) -> str:
     return f"{100 * rate.value:.2f} [{100 * rate.low:.2f}, {100 * rate.high:.2f}]" if rate else ""

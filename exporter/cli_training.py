@@ -134,6 +134,9 @@ def evaluate(
     post_process: Annotated[
         bool, typer.Option("--post-process", help="Decide by the run's thresholds and confusion pairs.")
     ] = False,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Compare with this model path, face by face, repeatable as the other.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
     ] = None,
@@ -160,6 +163,7 @@ def evaluate(
         tta=tta,
         members=ensemble,
         post_process=post_process,
+        against=ensembles.open_ensemble(against) if against else None,
         data=data,
         split=split,
         limit=limit,

@@ -14,16 +14,15 @@ from torch import nn
 from emoexport.decision import Decision
 from emoexport.engines.machine import describe_machine
 from emoexport.errors import BadCheckpoint, UsageError
-from emoexport.evaluation import EvaluatedMember, EvaluationReport, RowsResult, assess, outcomes_of_steps
+from emoexport.evaluation import Comparison, EvaluatedMember, EvaluationReport, assess, compare, outcomes_of_steps
 from emoexport.evaluation_tables import evaluation_markdown
 from emoexport.files import write_bytes, write_text
 from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
-from emoexport.pipeline import data_name, data_of_run
+from emoexport.pipeline import data_name, data_of_run, drawn_faces
 from emoexport.plots import evaluation_plots
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
-from emoexport.train.audit import clean_rows
 from emoexport.train.checkpoint import (
     RUN_FILE,
     FittedDecision,
@@ -55,6 +54,16 @@ class Ensemble:
     """The runs they are from; a member in no run has none."""
     homeless: bool
     """Whether there is a member in no run."""
+
+    @property
+    def sees(self) -> tuple[int, int]:
+        """Size and channels of the faces."""
+        return self.records[0].model.image_size, self.records[0].model.channels
+
+    @property
+    def name(self) -> str:
+        """What reports call it: its runs or files, without the folders of the machine."""
+        return " + ".join(path.resolve().name for path in self.runs or self.files)
 
     @property
     def home(self) -> Path:
@@ -187,6 +196,7 @@ def evaluate(
     tta: bool,
     members: bool,
     post_process: bool,
+    against: Ensemble | None = None,
     data: str | None = None,
     split: str | None = None,
     limit: int | None = None,
@@ -203,6 +213,7 @@ def evaluate(
         tta: whether all views of the run vote, or the untouched face alone.
         members: whether all members vote, or the best on validation alone.
         post_process: whether the run's rules decide, or the most probable emotion is decided.
+        against: another ensemble, measured on the same faces in the same way and compared face by face.
         data: where the faces are; None for where the run read them.
         split: which split; None for the one meant for testing.
         limit: use this many faces only, drawn at random.
@@ -216,52 +227,61 @@ def evaluate(
         The report, and the directory that it is in: `evaluation.json`, `evaluation.md` and plots.
 
     Raises:
-        UsageError: if a split or an option makes no sense for this ensemble.
+        UsageError: if a split or an option makes no sense for an ensemble, or the two do not read the same faces.
         BadData: if the faces cannot be read.
     """
     out = out or ensemble.home / "reports"
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; needed is a directory.", hint="name another --out")
-    decision = ensemble.decision() if post_process else None
-    views = ensemble.views() if tta else ("identity",)
-    voters = len(ensemble.members) if members else 1
+    vote = _Vote.of(ensemble, tta=tta, members=members, post_process=post_process)
+    other = _Vote.of(against, tta=tta, members=members, post_process=post_process) if against else None
     if threads:
         torch.set_num_threads(threads)
     dataset = ensemble.data(data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
-    faces, clean = _chosen(dataset, split, limit)
+    faces, clean = drawn_faces(dataset, split, limit)
+    seen_by_other = None
+    if against and against.sees != ensemble.sees:
+        seen_by_other, _ = drawn_faces(
+            against.data(dataset.source, label_order=label_order, skip_bad=skip_bad), split, limit
+        )
+        _require_same(faces, seen_by_other, ensemble, against)
     for line in dataset.summary():
         console.print(line, highlight=False, soft_wrap=True)
-    outcomes = outcomes_of_steps(
-        _scores(ensemble.members[:voters], views, faces, console),
-        labels=EMOTIONS,
-        tta=tta,
-        ensemble=members,
-        decision=decision,
-        voting=slice(0 if "identity" in views else 1, None),
-    )
+    outcomes = vote.outcomes(faces, console)
+    row_sets = {"all": np.ones(len(faces), dtype=bool)}
+    if clean.any() and not clean.all():
+        row_sets["clean"] = clean
+    comparison = None
+    if against and other:
+        others = other.outcomes(seen_by_other or faces, console)
+        comparison = Comparison(
+            name=against.name,
+            members=other.described(),
+            views=other.views,
+            results=tuple(
+                compare(_taken(outcomes, mask), _taken(others, mask), faces.labels[mask], labels=EMOTIONS, rows=rows)
+                for rows, mask in row_sets.items()
+            ),
+        )
     report = EvaluationReport(
         created=dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat(),
         data=data_name(dataset.source),
         split=split,
         data_sha256=faces.sha256(),
         skipped=len(dataset.skipped),
-        members=tuple(
-            EvaluatedMember(
-                file="/".join(file.absolute().parts[-3:]),  # run, members, file: no folders of the machine
-                sha256=record.sha256,
-                backbone=record.model.backbone,
-                validation_accuracy=record.validation_accuracy,
-            )
-            for file, record in zip(ensemble.files[:voters], ensemble.records, strict=False)
-        ),
-        views=views,
+        members=vote.described(),
+        views=vote.views,
         tta=tta,
         ensemble=members,
         post_process=post_process,
-        notes=tuple(_notes(ensemble, dataset, split, decision, full=tta and members)),
+        notes=tuple(_notes(ensemble, dataset, split, vote.decision, full=tta and members)),
         labels=EMOTIONS,
-        results=tuple(_results(outcomes, faces.labels, clean)),
+        results=tuple(
+            assess(_taken(outcomes, mask), faces.labels[mask], labels=EMOTIONS, rows=rows)
+            for rows, mask in row_sets.items()
+        ),
+        against=comparison,
         machine=describe_machine(),
     )
     write_text(out / "evaluation.json", report.to_json())
@@ -271,23 +291,70 @@ def evaluate(
     return report, out
 
 
-def _scores(members: Sequence[nn.Module], views: Sequence[str], faces: Faces, console: Console) -> NDArray[np.float32]:
-    """Every pass of these faces, `(N, K, V, L)`; view 0 is the untouched face, whether it votes or not."""
-    seen = ("identity", *(name for name in views if name != "identity"))
-    reference = Reference(members=members, views=views_named(seen), decision=Decision(labels=EMOTIONS))
-    with progress_bar(console, f"scoring faces, {len(members)} x {len(seen)} passes each", len(faces)) as advance:
-        return reference.scores(faces.images, progress=advance)
+@dataclass(frozen=True, kw_only=True)
+class _Vote:
+    """How an ensemble votes in an evaluation."""
+
+    ensemble: Ensemble
+    voters: int
+    views: tuple[str, ...]
+    decision: Decision | None
+    tta: bool
+    members: bool
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, *, tta: bool, members: bool, post_process: bool) -> "_Vote":
+        return cls(
+            ensemble=ensemble,
+            voters=len(ensemble.members) if members else 1,
+            views=ensemble.views() if tta else ("identity",),
+            decision=ensemble.decision() if post_process else None,
+            tta=tta,
+            members=members,
+        )
+
+    def described(self) -> tuple[EvaluatedMember, ...]:
+        """Who votes."""
+        return tuple(
+            EvaluatedMember(
+                file="/".join(file.absolute().parts[-3:]),  # run, members, file: no folders of the machine
+                sha256=record.sha256,
+                backbone=record.model.backbone,
+                validation_accuracy=record.validation_accuracy,
+            )
+            for file, record in zip(self.ensemble.files[: self.voters], self.ensemble.records, strict=False)
+        )
+
+    def outcomes(self, faces: Faces, console: Console) -> dict[str, Outcome]:
+        """What is decided after each step."""
+        members = self.ensemble.members[: self.voters]
+        # The single pass is of the untouched face, whether that votes or not.
+        seen = ("identity", *(name for name in self.views if name != "identity"))
+        reference = Reference(members=members, views=views_named(seen), decision=Decision(labels=EMOTIONS))
+        with progress_bar(console, f"scoring faces, {len(members)} x {len(seen)} passes each", len(faces)) as advance:
+            scores = reference.scores(faces.images, progress=advance)
+        return outcomes_of_steps(
+            scores,
+            labels=EMOTIONS,
+            tta=self.tta,
+            ensemble=self.members,
+            decision=self.decision,
+            voting=slice(0 if "identity" in self.views else 1, None),
+        )
 
 
-def _results(
-    outcomes: Mapping[str, Outcome], truth: NDArray[np.int64], clean: NDArray[np.bool_]
-) -> Iterator[RowsResult]:
-    row_sets = {"all": np.ones(len(truth), dtype=bool)}
-    if clean.any() and not clean.all():
-        row_sets["clean"] = clean
-    for rows, mask in row_sets.items():
-        said = {name: outcome.take(mask) for name, outcome in outcomes.items()}
-        yield assess(said, truth[mask], labels=EMOTIONS, rows=rows)
+def _taken(outcomes: Mapping[str, Outcome], mask: NDArray[np.bool_]) -> dict[str, Outcome]:
+    return {name: outcome.take(mask) for name, outcome in outcomes.items()}
+
+
+def _require_same(ours: Faces, theirs: Faces, ensemble: Ensemble, against: Ensemble) -> None:
+    """Faces compared one by one must be the same ones, whatever size they are seen at."""
+    if not np.array_equal(ours.labels, theirs.labels):
+        raise UsageError(
+            f"{ensemble.name} and {against.name} read other faces from the same data ({len(ours):,} and "
+            f"{len(theirs):,}), or other labels.",
+            hint="--label-order says what numbered labels mean, to both",
+        )
 
 
 def _notes(ensemble: Ensemble, dataset: DataSet, split: str, decision: Decision | None, *, full: bool) -> Iterator[str]:
@@ -309,12 +376,3 @@ def _was_seen(dataset: DataSet, split: str, record: RunRecord) -> bool:
     if split not in ("train", "validation") or "train" not in dataset.splits:
         return False
     return training_faces(dataset, record.config).train.sha256() == record.data.train_sha256
-
-
-def _chosen(dataset: DataSet, split: str, limit: int | None) -> tuple[Faces, NDArray[np.bool_]]:
-    """The faces of a split, and which of them are clean."""
-    faces, clean = dataset.split(split), clean_rows(dataset)[split]
-    if limit is None or limit >= len(faces):
-        return faces, clean
-    rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
-    return faces.take(rows), clean[rows]

@@ -24,6 +24,7 @@ from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.outcome import Outcome
 from emoexport.statistics import (
+    Estimate,
     basic_interval,
     paired_interval,
     percentile_interval,
@@ -35,7 +36,9 @@ __all__ = [
     "BINS",
     "CalibrationBin",
     "ClassFigures",
-    "Estimate",
+    "ComparedRows",
+    "ComparedStep",
+    "Comparison",
     "EvaluatedMember",
     "EvaluationReport",
     "Figures",
@@ -43,6 +46,7 @@ __all__ = [
     "RowsResult",
     "Step",
     "assess",
+    "compare",
     "outcomes_of_steps",
 ]
 
@@ -57,14 +61,6 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
-
-
-class Estimate(Record):
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class ClassFigures(Record):
@@ -160,6 +156,35 @@ class EvaluatedMember(Record):
     validation_accuracy: float
 
 
+class ComparedStep(Record):
+    """Two ensembles up to the same step."""
+
+    name: str
+    accuracy: Estimate
+    """Of the one evaluated."""
+    other: Estimate
+    """Of the one that it is held against."""
+    gain: Gain
+    """Of the first over the second."""
+
+
+class ComparedRows(Record):
+    """One set of rows, as in `RowsResult`."""
+
+    rows: str
+    faces: int
+    steps: tuple[ComparedStep, ...]
+
+
+class Comparison(Record):
+    """Another ensemble on the same faces, voting with the same steps."""
+
+    name: str
+    members: tuple[EvaluatedMember, ...]
+    views: tuple[str, ...]
+    results: tuple[ComparedRows, ...]
+
+
 class EvaluationReport(Record):
     """`reports/evaluation.json`."""
 
@@ -180,6 +205,7 @@ class EvaluationReport(Record):
     """What a reader of the figures must know, a sentence each."""
     labels: tuple[str, ...]
     results: tuple[RowsResult, ...]
+    against: Comparison | None = None
     machine: dict[str, str]
 
     @property
@@ -262,6 +288,36 @@ def assess(
         )
     figures = _figures(said[-1], found[-1], truth, labels, resamples=resamples, seed=seed)
     return RowsResult(rows=rows, figures=figures, steps=tuple(steps))
+
+
+def compare(
+    outcomes: Mapping[str, Outcome],
+    others: Mapping[str, Outcome],
+    truth: IntArray,
+    *,
+    labels: Sequence[str],
+    rows: str = "all",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> ComparedRows:
+    """Hold one ensemble against another, step by step and face by face.
+
+    Args:
+        outcomes: what each step of the one says of N faces.
+        others: what the same steps of the other say of them.
+        truth: true labels, `(N,)`.
+        labels: names of the L labels.
+        rows: which rows these are.
+        resamples: how often the bootstrap draws the faces anew, the same for both.
+        seed: seed of the draws.
+    """
+    steps: list[ComparedStep] = []
+    for name, outcome in outcomes.items():
+        pair = {"other": others[name], name: outcome}
+        other, step = assess(pair, truth, labels=labels, rows=rows, resamples=resamples, seed=seed).steps
+        assert step.gain is not None  # a second step has one
+        steps.append(ComparedStep(name=name, accuracy=step.accuracy, other=other.accuracy, gain=step.gain))
+    return ComparedRows(rows=rows, faces=len(truth), steps=tuple(steps))
 
 
 class _Resampled(NamedTuple):

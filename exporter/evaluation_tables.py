@@ -1,10 +1,11 @@
 """An evaluation as tables: whole as Markdown, in 80 columns for the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from emoexport.evaluation import BINS, Estimate, EvaluationReport, RowsResult
+from emoexport.evaluation import BINS, ComparedRows, EvaluatedMember, EvaluationReport, RowsResult
+from emoexport.statistics import Estimate
 from emoexport.tables import machine_line, markdown_table, terminal_table
 
 __all__ = ["evaluation_markdown", "evaluation_tables"]
@@ -33,18 +34,16 @@ def evaluation_markdown(report: EvaluationReport) -> str:
         parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(rows)]
     parts += [
         "## Who voted",
-        markdown_table(
-            [
-                {
-                    "member": member.file,
-                    "backbone": member.backbone,
-                    "validation accuracy %": f"{100 * member.validation_accuracy:.2f}",
-                    "SHA-256": f"{member.sha256[:16]}…",
-                }
-                for member in report.members
-            ]
-        ),
+        _member_table(report.members),
         f"Views: {', '.join(report.views)}.",
+    ]
+    if report.against is not None:
+        parts += [
+            f"## Compared with {report.against.name}",
+            _member_table(report.against.members),
+            f"Views: {', '.join(report.against.views)}.",
+        ]
+    parts += [
         "All intervals are 95 %, each by itself. Accuracy, recall, precision: Wilson. Gains of accuracy: Tango 1998, "
         "the score interval for paired proportions; mended and broken are the faces that only the later and only the "
         "earlier step gets right. All else: bootstrap over faces, the same draws for all steps. Calibration error: "
@@ -53,6 +52,20 @@ def evaluation_markdown(report: EvaluationReport) -> str:
         machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _member_table(members: Sequence[EvaluatedMember]) -> str:
+    return markdown_table(
+        [
+            {
+                "member": member.file,
+                "backbone": member.backbone,
+                "validation accuracy %": f"{100 * member.validation_accuracy:.2f}",
+                "SHA-256": f"{member.sha256[:16]}…",
+            }
+            for member in members
+        ]
+    )
 
 
 def _tables(report: EvaluationReport, *, digits: int) -> Iterator[tuple[str, list[Row]]]:
@@ -64,6 +77,10 @@ def _tables(report: EvaluationReport, *, digits: int) -> Iterator[tuple[str, lis
             yield f"calibration after each step, {rows}", _calibration_rows(result, digits)
         yield f"emotions, {rows}", _class_rows(result, digits)
         yield f"confusion, {rows}", _confusion_rows(result, report)
+    if report.against is not None:
+        for compared in report.against.results:
+            title = f"compared with {report.against.name}, {compared.rows} rows, n = {compared.faces:,}"
+            yield title, _comparison_rows(compared, digits)
 
 
 def _figure_rows(report: EvaluationReport, digits: int) -> list[Row]:
@@ -89,6 +106,21 @@ def _gain_rows(result: RowsResult, digits: int) -> list[Row]:
             "mended": f"{step.gain.mended:,}" if step.gain else "",
             "broken": f"{step.gain.broken:,}" if step.gain else "",
             "verdict": step.gain.verdict if step.gain else "",
+        }
+        for step in result.steps
+    ]
+
+
+def _comparison_rows(result: ComparedRows, digits: int) -> list[Row]:
+    return [
+        {
+            "step": step.name,
+            "accuracy %": f"{100 * step.accuracy.value:.{digits}f}",
+            "the other's %": f"{100 * step.other.value:.{digits}f}",
+            "points [95 %]": _signed(step.gain.points, digits),
+            "mended": f"{step.gain.mended:,}",
+            "broken": f"{step.gain.broken:,}",
+            "verdict": step.gain.verdict,
         }
         for step in result.steps
     ]

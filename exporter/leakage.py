@@ -6,17 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoexport.config import Record
-from emoexport.train.audit import DataAudit, Rate, RowFindings
+from emoexport.statistics import Estimate, Share
+from emoexport.train.audit import DataAudit, RowFindings
 
-__all__ = ["AuditReport", "Difference", "RunAccuracy", "judge_rows"]
-
-
-class Difference(Record):
-    """Accuracy over all rows minus accuracy over the clean ones, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+__all__ = ["AuditReport", "RunAccuracy", "judge_rows"]
 
 
 class RunAccuracy(Record):
@@ -26,11 +19,11 @@ class RunAccuracy(Record):
     split: str
     views: tuple[str, ...]
     """Those voted with, by all members and under the decision of the run."""
-    accuracy: dict[str, Rate]
+    accuracy: dict[str, Share]
     """By rows: `all`; `clean`; `leaked`, whose pixels stand in `train`; `near`, clean with a near duplicate in `train`;
     `unseen`, clean with none. Sets without rows are left out."""
-    all_minus_clean: Difference | None
-    """Both over the same outcomes; None if all rows are clean, or none."""
+    all_minus_clean: Estimate | None
+    """Accuracy over all rows minus that over the clean ones; None if all rows are clean, or none."""
 
 
 class AuditReport(Record):
@@ -69,12 +62,12 @@ def judge_rows(
         run=run,
         split=split,
         views=views,
-        accuracy={name: Rate.of(right[mask]) for name, mask in row_sets.items() if mask.any()},
+        accuracy={name: Share.of(right[mask]) for name, mask in row_sets.items() if mask.any()},
         all_minus_clean=_all_minus_clean(right, found.clean),
     )
 
 
-def _all_minus_clean(right: NDArray[np.bool_], clean: NDArray[np.bool_]) -> Difference | None:
+def _all_minus_clean(right: NDArray[np.bool_], clean: NDArray[np.bool_]) -> Estimate | None:
     """The clean rows are among all rows, so the difference is that of two separate sets, times a share.
 
     accuracy(all) - accuracy(clean) = share of rows not clean x (accuracy(not clean) - accuracy(clean)).
@@ -84,11 +77,11 @@ def _all_minus_clean(right: NDArray[np.bool_], clean: NDArray[np.bool_]) -> Diff
     if clean.all() or not clean.any():
         return None
     share = float((~clean).mean())
-    rest, kept = Rate.of(right[~clean]), Rate.of(right[clean])
+    rest, kept = Share.of(right[~clean]), Share.of(right[clean])
     difference = rest.value - kept.value
     below = np.hypot(rest.value - rest.low, kept.high - kept.value)
     above = np.hypot(rest.high - rest.value, kept.value - kept.low)
-    return Difference(
+    return Estimate(
         value=round(share * difference, 6),
         low=round(share * (difference - float(below)), 6),
         high=round(share * (difference + float(above)), 6),

@@ -1,6 +1,5 @@
 """Parity: an engine against the reference, face by face, on labelled faces."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -10,18 +9,9 @@ from emoexport.config import Record
 from emoexport.engines.timing import Latency
 from emoexport.outcome import Outcome
 from emoexport.precision import Tolerance
-from emoexport.statistics import exact_interval, wilson_interval
+from emoexport.statistics import Share, exact_interval
 
-__all__ = ["EngineParity", "ParityReport", "Share", "compare"]
-
-
-class Share(Record):
-    """A share of faces with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
+__all__ = ["EngineParity", "ParityReport", "compare"]
 
 
 class EngineParity(Record):
@@ -108,9 +98,9 @@ def compare(
         engine=name,
         precision=precision,
         rows=rows,
-        accuracy=_share(right, wilson_interval),
-        reference_accuracy=_share(reference_right, wilson_interval),
-        agreement=_share(same, exact_interval),
+        accuracy=Share.of(right),
+        reference_accuracy=Share.of(reference_right),
+        agreement=Share.of(same, exact_interval),
         engine_only_right=int((right & ~reference_right).sum()),
         reference_only_right=int((reference_right & ~right).sum()),
         max_difference=largest,
@@ -119,10 +109,3 @@ def compare(
         verdict="failed" if failures else "passed",
         failures=tuple(failures),
     )
-
-
-def _share(hits: NDArray[np.bool_], interval: Callable[[int, int], tuple[float, float]]) -> Share:
-    """The share of True in `(N,)` with its interval."""
-    count, total = int(hits.sum()), len(hits)
-    low, high = interval(count, total)
-    return Share(value=round(count / total, 6), low=round(low, 6), high=round(high, 6), n=total)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from emoexport.bundle import (
@@ -44,7 +45,7 @@ from emoexport.throughput import SpeedReport, measure
 from emoexport.train.audit import clean_rows, face_hashes
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.config import RunConfig
-from emoexport.train.dataset import DataSet, is_synthetic, load_data
+from emoexport.train.dataset import DataSet, Faces, is_synthetic, load_data
 from emoexport.train.ensemble import training_faces
 from emoexport.views import views_named
 
@@ -230,6 +231,24 @@ def data_of_run(
     )
 
 
+def drawn_faces(dataset: DataSet, split: str, limit: int | None = None) -> tuple[Faces, NDArray[np.bool_]]:
+    """Faces of a split, and which of them are clean `(N,)`: no copies, leaks, contradictions or blanks.
+
+    Args:
+        dataset: the data.
+        split: which split.
+        limit: draw this many of its faces at random, always the same ones; None for all.
+
+    Raises:
+        UsageError: if there is no such split.
+    """
+    faces, clean = dataset.split(split), clean_rows(dataset)[split]
+    if limit is None or limit >= len(faces):
+        return faces, clean
+    rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
+    return faces.take(rows), clean[rows]
+
+
 def data_name(source: str) -> str:
     """How reports name data: without the folders of the machine it lies on."""
     return source if is_synthetic(source) else Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
@@ -341,10 +360,7 @@ def verify(
     opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
-    faces, clean = dataset.split(split), clean_rows(dataset)[split]
-    if limit is not None and limit < len(faces):
-        rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
-        faces, clean = faces.take(rows), clean[rows]
+    faces, clean = drawn_faces(dataset, split, limit)
     for line in dataset.summary():
         console.print(line, highlight=False, soft_wrap=True)
     if split in ("train", "validation") and _is_training_data(dataset, record):

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emoexport.evaluation import BINS, Estimate, EvaluationReport, Figures, RowsResult
+from emoexport.evaluation import BINS, EvaluationReport, Figures, RowsResult
+from emoexport.statistics import Estimate
 
 __all__ = ["evaluation_plots"]
 

@@ -1,11 +1,17 @@
 """Intervals on what was counted or averaged over faces."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
+from emoexport.config import Record
+
 __all__ = [
+    "Estimate",
+    "Share",
     "basic_interval",
     "exact_interval",
     "paired_interval",
@@ -36,6 +42,29 @@ def exact_interval(count: int, total: int, *, level: float = 0.95) -> tuple[floa
     """
     interval = binomtest(count, total).proportion_ci(confidence_level=level, method="exact")
     return float(interval.low), float(interval.high)
+
+
+class Estimate(Record):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Share(Estimate):
+    """A share of n faces, in [0, 1]."""
+
+    n: int
+
+    @classmethod
+    def of(
+        cls, hits: NDArray[np.bool_], interval: Callable[[int, int], tuple[float, float]] = wilson_interval
+    ) -> "Share":
+        """The share of True in `(N,)`, N at least 1."""
+        count, total = int(hits.sum()), len(hits)
+        low, high = interval(count, total)
+        return cls(value=round(count / total, 6), low=round(low, 6), high=round(high, 6), n=total)
 
 
 def paired_interval(mended: int, broken: int, total: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -6,7 +6,8 @@ from rich import box
 from rich.table import Table
 
 from emoexport.decision import Gain, TemperatureReport
-from emoexport.parity import EngineParity, ParityReport, Share
+from emoexport.parity import EngineParity, ParityReport
+from emoexport.statistics import Share
 from emoexport.throughput import EngineSpeed, SpeedReport
 from emoexport.train.checkpoint import FittedDecision
 

@@ -271,6 +271,43 @@ def test_architectures_mix(stray, run, quiet, monkeypatch):
         with_run.decision()
 
 
+def test_one_ensemble_against_another_at_another_size(run, tmp_path, call):
+    """Face by face, at each step; what one gains the other loses."""
+    large = ModelConfig(backbone="resnet10t", **{**TINY, "image_size": 48})
+    save_member(tmp_path, "large", ConvNeXtEmoteNet(large), model=large, epoch=1, accuracy=0.1)
+    paths = {"trained": run, "untrained": tmp_path / "large.json"}
+    results = {}
+    for one, other in (("trained", "untrained"), ("untrained", "trained")):
+        code, said, err = call(
+            *("evaluate", "--model-path", paths[one], "--against", paths[other], "--ensemble"),
+            *("--data", "synthetic:1400", "--out", tmp_path / one),
+        )
+        assert code == 0, err
+        assert f"compared with {paths[other].name}" in " ".join(said.split())
+        report = EvaluationReport.parse_json(tmp_path / one / "evaluation.json", error=BadCheckpoint)
+        assert f"## Compared with {paths[other].name}" in (tmp_path / one / "evaluation.md").read_text()
+        assert [step.accuracy for step in report.results[0].steps] == [
+            step.accuracy for step in report.against.results[0].steps
+        ]
+        results[one] = report
+    for ours, theirs in zip(
+        results["trained"].against.results[0].steps, results["untrained"].against.results[0].steps, strict=True
+    ):
+        assert ours.name == theirs.name
+        assert ours.accuracy == theirs.other
+        assert (ours.gain.mended, ours.gain.broken) == (theirs.gain.broken, theirs.gain.mended)
+        assert ours.gain.points.low == -theirs.gain.points.high
+        assert ours.gain.verdict == "gain"
+        assert theirs.gain.verdict == "loss"
+
+
+def test_what_read_other_faces_is_not_compared(run, stray):
+    one, other = open_ensemble([run]), open_ensemble([stray / "resnet.json"])
+    faces = one.data(None, label_order=None, skip_bad=False).split("test")
+    with pytest.raises(UsageError, match=r"read other faces from the same data \(210 and 209\)"):
+        ensembles._require_same(faces, faces.take(np.arange(1, len(faces))), one, other)
+
+
 def test_runs_that_see_other_views_have_no_common_vote(run, tmp_path):
     other = Path(shutil.copytree(run, tmp_path / "runs" / "other"))
     record = json.loads((other / "run.json").read_text())
@@ -403,6 +440,8 @@ MISTAKES = [
     ("--model-path {run} --data no/such/data", 4, "error: there is no data at no/such/data"),
     ("--model-path {run} --out {run}/run.json", 2, "error: {run}/run.json is a file"),
     ("--model-path {stray}/resnet.json", 2, "error: {stray}/resnet.json is in no training run"),
+    ("--model-path {run} --against no/such/model", 4, "error: there is no model at no/such/model"),
+    ("--model-path {run} --post-process --against {stray}/resnet.json", 2, "error: post-processing needs rules"),
     ("--model-path {stray}/resnet.json --post-process", 2, "error: post-processing needs rules"),
     ("", 2, "error: nothing is named, and there is no runs/*/run.json"),
 ]

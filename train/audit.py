@@ -14,7 +14,7 @@ from scipy.stats import entropy
 from emoexport.config import Record
 from emoexport.errors import BadData
 from emoexport.labels import EMOTIONS
-from emoexport.statistics import wilson_interval
+from emoexport.statistics import Share
 from emoexport.train.dataset import DataSet, Faces
 from emoexport.train.near_duplicates import NearPairs
 
@@ -23,7 +23,6 @@ __all__ = [
     "DataAudit",
     "DistinctFaces",
     "NearAudit",
-    "Rate",
     "RowFindings",
     "SplitAudit",
     "audit_data",
@@ -35,21 +34,6 @@ __all__ = [
 
 PAIRS_LISTED = 5000
 """Near duplicates named one by one in a report, the most alike; all are counted."""
-
-
-class Rate(Record):
-    """A share of rows with its 95 % interval (Wilson)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, hits: NDArray[np.bool_]) -> "Rate":
-        """The share of True in `(N,)`, N at least 1."""
-        low, high = wilson_interval(int(hits.sum()), len(hits))
-        return cls(value=round(float(hits.mean()), 6), low=round(low, 6), high=round(high, 6), n=len(hits))
 
 
 class SplitAudit(Record):
@@ -79,7 +63,7 @@ class SplitAudit(Record):
     """The largest number of faces of an emotion over the smallest."""
     divergence_bits: float
     """Kullback-Leibler divergence of the emotions from equal shares, 0 to 2.8 bits."""
-    votes: Rate | None
+    votes: Share | None
     """Rows with the label that more than half of the votes are for, of those with such a label; None without votes."""
     rows: dict[str, tuple[int, ...]]
     """Rows behind the numbers above, counted from 0 among the faces read; those behind `near` stand in the pairs."""
@@ -328,12 +312,12 @@ def _split_audit(faces: Faces, found: RowFindings, searched: bool) -> SplitAudit
     )
 
 
-def _vote_agreement(faces: Faces) -> Rate | None:
+def _vote_agreement(faces: Faces) -> Share | None:
     if faces.votes is None:
         return None
     decided = np.nan_to_num(faces.votes).max(axis=1) > 0.5
     hits = faces.votes[decided].argmax(axis=1) == faces.labels[decided]
-    return Rate.of(hits) if len(hits) else None
+    return Share.of(hits) if len(hits) else None
 
 
 def _cross_audit(
