@@ -239,7 +239,7 @@ def evaluate(
         torch.set_num_threads(threads)
     dataset = ensemble.data(data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
-    faces, clean = drawn_faces(dataset, split, limit)
+    faces, row_sets = drawn_faces(dataset, split, limit)
     seen_by_other = None
     if against and against.sees != ensemble.sees:
         seen_by_other, _ = drawn_faces(
@@ -249,9 +249,6 @@ def evaluate(
     for line in dataset.summary():
         console.print(line, highlight=False, soft_wrap=True)
     outcomes = vote.outcomes(faces, console)
-    row_sets = {"all": np.ones(len(faces), dtype=bool)}
-    if clean.any() and not clean.all():
-        row_sets["clean"] = clean
     comparison = None
     if against and other:
         others = other.outcomes(seen_by_other or faces, console)

@@ -231,8 +231,10 @@ def data_of_run(
     )
 
 
-def drawn_faces(dataset: DataSet, split: str, limit: int | None = None) -> tuple[Faces, NDArray[np.bool_]]:
-    """Faces of a split, and which of them are clean `(N,)`: no copies, leaks, contradictions or blanks.
+def drawn_faces(dataset: DataSet, split: str, limit: int | None = None) -> tuple[Faces, dict[str, NDArray[np.bool_]]]:
+    """Faces of a split, and the sets of rows to report on, each a mask `(N,)`.
+
+    They are `all`, and `clean` where that is neither all nor none: no copies, leaks, contradictions or blanks.
 
     Args:
         dataset: the data.
@@ -243,10 +245,13 @@ def drawn_faces(dataset: DataSet, split: str, limit: int | None = None) -> tuple
         UsageError: if there is no such split.
     """
     faces, clean = dataset.split(split), clean_rows(dataset)[split]
-    if limit is None or limit >= len(faces):
-        return faces, clean
-    rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
-    return faces.take(rows), clean[rows]
+    if limit is not None and limit < len(faces):
+        rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
+        faces, clean = faces.take(rows), clean[rows]
+    row_sets = {"all": np.ones(len(faces), dtype=bool)}
+    if clean.any() and not clean.all():
+        row_sets["clean"] = clean
+    return faces, row_sets
 
 
 def data_name(source: str) -> str:
@@ -360,7 +365,7 @@ def verify(
     opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
-    faces, clean = drawn_faces(dataset, split, limit)
+    faces, row_sets = drawn_faces(dataset, split, limit)
     for line in dataset.summary():
         console.print(line, highlight=False, soft_wrap=True)
     if split in ("train", "validation") and _is_training_data(dataset, record):
@@ -373,9 +378,6 @@ def verify(
     )
     with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
         wanted = reference.decision.decide(reference.scores(faces.images, progress=advance).mean(axis=(1, 2)))
-    row_sets = {"all": np.ones(len(faces), dtype=bool)}
-    if clean.any() and not clean.all():
-        row_sets["clean"] = clean
     results = []
     for engine in opened:
         with progress_bar(console, engine.name, len(faces)) as advance:
