@@ -63,9 +63,31 @@ class Engine(ABC):
         probabilities, label, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Outcome(probabilities, label, confidence)
 
+    def scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities of every pass, in one call of the runtime.
+
+        Args:
+            faces: uint8 `(N, H, W, C)`, 1 <= N <= `max_batch`.
+
+        Returns:
+            float32 `(N, K, V, L)`.
+
+        Raises:
+            BadInput: if the type or the shape is another.
+            BadBundle: if the engine answers with the vote only.
+        """
+        self._refuse(faces)
+        return self._scores(np.ascontiguousarray(faces))
+
     @abstractmethod
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         """Run checked, contiguous faces."""
+
+    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:  # noqa: ARG002 (overridden)
+        """Score checked, contiguous faces."""
+        raise BadBundle(
+            f"{self.name} answers with the vote, not with its passes.", hint="--engine torch has the passes"
+        )
 
     def _refuse(self, faces: NDArray[np.uint8]) -> None:
         needed = f"uint8 faces (N, {', '.join(map(str, self.face_shape))}), N from 1 to {self.max_batch}"

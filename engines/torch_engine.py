@@ -31,3 +31,6 @@ class TorchEngine(Engine):
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         return self.reference.run(faces)
+
+    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.reference.scores(faces)

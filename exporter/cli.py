@@ -8,8 +8,9 @@ import typer.core
 from rich.console import Console
 
 from emoexport import __version__
+from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
-from emoexport.cli_options import SkipBad, console_of, newest, print_table
+from emoexport.cli_options import BundleDir, RunOption, SkipBad, Threads, console_of, newest, open_bundle, print_table
 from emoexport.cli_training import combine, evaluate, train
 from emoexport.engines import BACKENDS
 from emoexport.errors import EmoexportError
@@ -62,9 +63,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads a runtime may use; it chooses itself if none is given.")
-]
 Engines = Annotated[
     list[str] | None,
     typer.Option("--engine", help=f"A runtime, repeatable: {', '.join(BACKENDS)}. All installed ones if none."),
@@ -73,8 +71,6 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option("--precision", help=f"A precision, repeatable: {', '.join(PRECISIONS)}. All of the bundle if none."),
 ]
-BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -93,6 +89,7 @@ app.command()(train)
 # The recipe spells its options with underscores: --post_process, --model_path.
 app.command(context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})(evaluate)
 app.command()(combine)
+app.command()(cube)
 app.add_typer(data_commands, name="data")
 
 
@@ -156,7 +153,7 @@ def verify(
 
     Example: [bold]emoexport verify build/fer2013 --data fer2013.csv --split public_test[/bold]
     """
-    opened = _open_bundle(bundle)  # before torch is loaded: a wrong path is told at once
+    opened = open_bundle(bundle)  # before torch is loaded: a wrong path is told at once
     from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import parity_table  # noqa: PLC0415
 
@@ -207,7 +204,7 @@ def bench(
 
     Example: [bold]emoexport bench build/fer2013 --batch 1 --batch 32[/bold]
     """
-    opened = _open_bundle(bundle)
+    opened = open_bundle(bundle)
     from emoexport import pipeline  # noqa: PLC0415
     from emoexport.tables import speed_table  # noqa: PLC0415
 
@@ -231,9 +228,3 @@ def bench(
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _open_bundle(path: Path | None) -> Any:
-    from emoexport.bundle import Bundle  # noqa: PLC0415
-
-    return Bundle.open(path or newest(Path("build"), "manifest.json", "emoexport build"))

@@ -9,7 +9,19 @@ from rich.console import Console
 from emoexport.errors import UsageError
 from emoexport.labels import LABEL_ORDERS
 
-__all__ = ["DataOption", "LabelOrder", "SkipBad", "console_of", "newest", "print_table", "read_faces"]
+__all__ = [
+    "BundleDir",
+    "DataOption",
+    "LabelOrder",
+    "RunOption",
+    "SkipBad",
+    "Threads",
+    "console_of",
+    "newest",
+    "open_bundle",
+    "print_table",
+    "read_faces",
+]
 
 DataOption = Annotated[
     str,
@@ -19,6 +31,12 @@ DataOption = Annotated[
 ]
 LabelOrder = Annotated[str, typer.Option(help=f"What numbered labels mean: {', '.join(LABEL_ORDERS)}.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
+
+BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads a runtime may use; it chooses itself if none is given.")
+]
 
 
 def console_of() -> Console:
@@ -49,6 +67,13 @@ def read_faces(console: Console, data: str, config: Any, *, label_order: str, sk
     for line in faces.summary():
         console.print(line, highlight=False, soft_wrap=True)
     return faces
+
+
+def open_bundle(path: Path | None) -> Any:
+    """Check and open the bundle that is named, or the newest: a `Bundle`."""
+    from emoexport.bundle import Bundle  # noqa: PLC0415
+
+    return Bundle.open(path or newest(Path("build"), "manifest.json", "emoexport build"))
 
 
 def newest(root: Path, marker: str, command: str) -> Path:

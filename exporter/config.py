@@ -1,6 +1,7 @@
 """What a run is made of: TOML in, JSON out, unknown keys refused with the nearest known name."""
 
 import difflib
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emoexport.errors import BadInput, UsageError
 
-__all__ = ["Record", "read_toml"]
+__all__ = ["Record", "SealedRecord", "read_toml"]
 
 
 class Record(BaseModel):
@@ -53,6 +54,24 @@ class Record(BaseModel):
     def to_json(self) -> str:
         """The record as indented JSON text."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+class SealedRecord(Record):
+    """A record that tells whether its file was changed after it was written."""
+
+    digest: str = ""
+    """SHA-256 of the record without this field."""
+
+    def sealed(self) -> Self:
+        """The same record with its digest."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    def is_intact(self) -> bool:
+        """Whether the digest fits."""
+        return self.digest == self._digest()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,7 +11,16 @@ from typing import IO
 
 from emoexport.errors import UsageError
 
-__all__ = ["move_directory", "new_directory", "new_file", "refuse_foreign", "sha256_of", "write_bytes", "write_text"]
+__all__ = [
+    "move_directory",
+    "new_directory",
+    "new_file",
+    "refuse_foreign",
+    "sha256_of",
+    "unfinished_directory",
+    "write_bytes",
+    "write_text",
+]
 
 
 def sha256_of(path: Path) -> str:
@@ -68,6 +77,12 @@ def new_directory(target: Path, *, marker: str) -> Iterator[Path]:
         move_directory(temporary, target, marker=marker)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unfinished_directory(out: Path) -> Path:
+    """Where what becomes the directory `out` is kept until it is complete: beside it, and hidden."""
+    out = out.resolve()
+    return out.with_name(f".{out.name}.unfinished")
 
 
 def refuse_foreign(target: Path, *, marker: str) -> None:

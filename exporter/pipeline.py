@@ -368,7 +368,7 @@ def verify(
     faces, row_sets = drawn_faces(dataset, split, limit)
     for line in dataset.summary():
         console.print(line, highlight=False, soft_wrap=True)
-    if split in ("train", "validation") and _is_training_data(dataset, record):
+    if split in ("train", "validation") and is_training_data(dataset, record):
         console.print(
             f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
             style="yellow",
@@ -420,7 +420,8 @@ def verify(
     return report
 
 
-def _is_training_data(data: DataSet, record: RunRecord) -> bool:
+def is_training_data(data: DataSet, record: RunRecord) -> bool:
+    """Whether a run was trained on the training split of this data."""
     return "train" in data.splits and training_faces(data, record.config).train.sha256() == record.data.train_sha256
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+from emoexport.cube import CubeAccuracy
 from emoexport.decision import Gain, TemperatureReport
 from emoexport.parity import EngineParity, ParityReport
 from emoexport.statistics import Share
@@ -12,6 +13,7 @@ from emoexport.throughput import EngineSpeed, SpeedReport
 from emoexport.train.checkpoint import FittedDecision
 
 __all__ = [
+    "cube_table",
     "machine_line",
     "markdown_table",
     "parity_markdown",
@@ -77,6 +79,21 @@ def speed_markdown(report: SpeedReport) -> str:
         machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def cube_table(accuracies: Sequence[CubeAccuracy]) -> Table:
+    """How often the vote of a cube and its best pass are right, for the terminal."""
+    rows = [
+        {
+            "rows": found.rows,
+            "n": f"{found.vote.n:,}",
+            "full vote % [95 %]": _percent(found.vote, 1),
+            "best pass % [95 %]": _percent(found.best_pass, 1),
+            "which": f"member {found.member + 1}, {found.view}",
+        }
+        for found in accuracies
+    ]
+    return terminal_table(list(rows[0]), rows, texts=("rows", "which"))
 
 
 def rules_table(fitted: FittedDecision) -> Table:

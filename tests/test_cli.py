@@ -34,7 +34,7 @@ def test_without_arguments_the_map_is_shown(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "combine", "data audit", "data balance", "build", "verify", "bench"]
+    "command", ["train", "evaluate", "combine", "data audit", "data balance", "build", "verify", "bench", "cube"]
 )
 def test_help_has_an_example(command, run):
     code, out, _ = run(*command.split(), "--help")
@@ -122,6 +122,11 @@ MISTAKES = [
     ("verify {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
     ("verify {bundle} --run no/such/run", 4, "error: the training run of {bundle} is not at no/such/run"),
     ("bench {bundle} --batch 1000", 4, "error: batches are [1000]"),
+    ("cube no/such/bundle", 4, "error: no/such/bundle is no bundle"),
+    ("cube {bundle} --engine tpu", 2, "error: 'tpu' is no engine; known are torch, "),
+    ("cube {bundle} --precision int8", 2, "error: torch is the reference, which computes in fp32; found is int8"),
+    ("cube {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
+    ("cube {bundle} -o {full}", 2, "error: {full} holds other files"),
     ("train --epochs none", 2, ""),
     ("fly", 2, ""),
 ]

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from emoexport.errors import MissingRuntime, UsageError
+from emoexport.files import unfinished_directory
 from emoexport.train import fitting
 from emoexport.train.config import load_config
 from emoexport.train.dataset import load_data
 from emoexport.train.ensemble import check_request, train_ensemble
 from emoexport.train.lightning_module import MemberTraining
-from emoexport.train.unfinished import unfinished_directory
 
 EPOCHS = 6
 COURSE = (

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from emoexport.errors import BadData, UsageError
-from emoexport.files import move_directory, refuse_foreign, write_text
+from emoexport.files import move_directory, refuse_foreign, unfinished_directory, write_text
 from emoexport.labels import EMOTIONS
 from emoexport.train.audit import clean_rows
 from emoexport.train.balance import balanced_directory, make_balanced, read_balanced
@@ -21,7 +21,7 @@ from emoexport.train.dataset import DataSet, Faces, is_synthetic
 from emoexport.train.decision_fit import fit_rules
 from emoexport.train.fitting import Machines, fit, remove_leftovers
 from emoexport.train.pretrained import find_start
-from emoexport.train.unfinished import begin, unfinished_directory
+from emoexport.train.unfinished import begin
 from emoexport.views import views_named
 
 __all__ = ["Training", "check_request", "train_ensemble", "training_faces"]

@@ -10,7 +10,7 @@ from emoexport.files import write_text
 from emoexport.train.checkpoint import DataRecord
 from emoexport.train.config import RunConfig
 
-__all__ = ["REQUEST_FILE", "Request", "begin", "unfinished_directory"]
+__all__ = ["REQUEST_FILE", "Request", "begin"]
 
 REQUEST_FILE = "request.json"
 
@@ -26,17 +26,11 @@ class Request(Record):
     data: DataRecord
 
 
-def unfinished_directory(out: Path) -> Path:
-    """Where the run `out` is kept until it is complete: beside it, and hidden."""
-    out = out.resolve()
-    return out.with_name(f".{out.name}.unfinished")
-
-
 def begin(directory: Path, config: RunConfig, data: DataRecord, *, force: bool) -> None:
     """Make the directory of an unfinished run, or see that the one there was begun with the same.
 
     Args:
-        directory: from `unfinished_directory`.
+        directory: from `files.unfinished_directory`.
         config: the settings of this call.
         data: the faces of this call.
         force: forget what is there.

@@ -1,0 +1,139 @@
+"""A bundle's passes over a split of labelled faces, as a score cube."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from emoexport.bundle import Bundle
+from emoexport.cube import Cube, CubeAccuracy, CubeRequest, compute_cube
+from emoexport.engines import BACKENDS
+from emoexport.engines.base import Engine
+from emoexport.engines.torch_engine import TorchEngine
+from emoexport.errors import UsageError
+from emoexport.pipeline import data_name, data_of_run, drawn_faces, is_training_data, open_engines, open_reference
+from emoexport.progress import progress_bar
+from emoexport.reference import Reference
+from emoexport.train.dataset import Faces
+
+__all__ = ["Scored", "score_split"]
+
+
+class Scored(NamedTuple):
+    """A cube, and how often its vote is right."""
+
+    cube: Cube
+    accuracies: tuple[CubeAccuracy, ...]
+    """With the bundle's decision: on all rows, and on the clean ones where these are fewer."""
+
+
+def score_split(
+    bundle: Bundle,
+    out: Path | None = None,
+    *,
+    engine: str = "torch",
+    precision: str = "fp32",
+    data: str | None = None,
+    split: str | None = None,
+    run: Path | None = None,
+    limit: int | None = None,
+    batch: int = 64,
+    threads: int | None = None,
+    label_order: str | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
+    console: Console,
+) -> Scored:
+    """Compute the score cube of a bundle on a split, or go on with an unfinished one.
+
+    Args:
+        bundle: the bundle.
+        out: the cube's directory; None for `cubes/<bundle>-<split>-<engine>-<precision>`.
+        engine: a name of `BACKENDS`, or `torch` for the reference.
+        precision: which graph of the bundle the engine runs.
+        data: where the faces are; None for where the run read them.
+        split: which split; None for the one meant for testing.
+        run: where the run is now, if it was moved.
+        limit: use this many faces only, drawn at random.
+        batch: faces in a call; what is done is recorded after each.
+        threads: how many the runtime may use.
+        label_order: what numbered labels mean; None for what they meant to the run.
+        skip_bad: leave out faces that cannot be read.
+        force: replace a cube that stands there, and forget an unfinished one.
+        console: where progress is shown.
+
+    Raises:
+        UsageError: if there is no such engine, precision or split, or at `out` is something else.
+        MissingRuntime: if the engine is not installed.
+        BadBundle: if the bundle has no graph of the precision.
+        BadCheckpoint: if the run is not there or not the one that was folded.
+        BadData: if the faces cannot be read.
+        CheckFailed: if the engine answers no probabilities.
+    """
+    _require_known(engine, precision)
+    reference, where, record = open_reference(bundle, run)
+    opened = _open(bundle, reference, engine, precision, threads)
+    dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
+    split = split or dataset.evaluation_split()
+    faces, row_sets = drawn_faces(dataset, split, limit)
+    for line in dataset.summary():
+        console.print(line, highlight=False, soft_wrap=True)
+    if split in ("train", "validation") and is_training_data(dataset, record):
+        console.print(
+            f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    request = _request(bundle, opened, faces, data=data_name(dataset.source), split=split)
+    with progress_bar(console, f"{opened.name}: every pass of every face", len(faces)) as advance:
+        cube = compute_cube(
+            opened.scores,
+            faces.images,
+            faces.labels,
+            out or Path("cubes") / f"{bundle.path.resolve().name}-{split}-{opened.name}",
+            request,
+            batch_size=min(batch, bundle.manifest.max_batch),
+            progress=advance,
+            note=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True),
+            force=force,
+        )
+    decision = bundle.manifest.decision
+    return Scored(cube, tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in row_sets.items()))
+
+
+def _require_known(engine: str, precision: str) -> None:
+    """Before members are loaded: a wrong name is told at once."""
+    known = (TorchEngine.backend, *BACKENDS)
+    if engine not in known:
+        raise UsageError(f"'{engine}' is no engine; known are {', '.join(known)}.")
+    if engine == TorchEngine.backend and precision != "fp32":
+        raise UsageError(
+            f"{engine} is the reference, which computes in fp32; found is {precision}.",
+            hint="--engine names a runtime of graphs",
+        )
+
+
+def _open(bundle: Bundle, reference: Reference, engine: str, precision: str, threads: int | None) -> Engine:
+    if engine == TorchEngine.backend:
+        manifest = bundle.manifest
+        return TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
+    return open_engines(bundle, engines=[engine], precisions=[precision], threads=threads)[0]
+
+
+def _request(bundle: Bundle, engine: Engine, faces: Faces, *, data: str, split: str) -> CubeRequest:
+    labels = bundle.manifest.labels
+    counts = np.bincount(faces.labels, minlength=len(labels))
+    return CubeRequest(
+        data=data,
+        split=split,
+        faces=len(faces),
+        data_sha256=faces.sha256(),
+        label_counts={name: int(count) for name, count in zip(labels, counts, strict=True)},
+        members=tuple(member.sha256 for member in bundle.manifest.members),
+        views=tuple(view.name for view in bundle.manifest.views),
+        labels=labels,
+        engine=engine.backend,
+        precision=engine.precision,
+        bundle_digest=bundle.manifest.digest,
+    )
