@@ -74,7 +74,6 @@ class Engine(ABC):
 
         Raises:
             BadInput: if the type or the shape is another.
-            BadBundle: if the engine answers with the vote only.
         """
         self._refuse(faces)
         return self._scores(np.ascontiguousarray(faces))
@@ -83,11 +82,9 @@ class Engine(ABC):
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         """Run checked, contiguous faces."""
 
-    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:  # noqa: ARG002 (overridden)
+    @abstractmethod
+    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Score checked, contiguous faces."""
-        raise BadBundle(
-            f"{self.name} answers with the vote, not with its passes.", hint="--engine torch has the passes"
-        )
 
     def _refuse(self, faces: NDArray[np.uint8]) -> None:
         needed = f"uint8 faces (N, {', '.join(map(str, self.face_shape))}), N from 1 to {self.max_batch}"

@@ -29,3 +29,7 @@ class OnnxRuntimeEngine(GraphEngine):
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         return Outcome(*self._session.run(list(Outcome._fields), {"faces": faces}))
+
+    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = self._session.run(["scores"], {"faces": faces})[0]
+        return scores

@@ -30,3 +30,6 @@ class OpenVinoEngine(GraphEngine):
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         results = self._request.infer({"faces": faces})
         return Outcome(*(np.array(results[name]) for name in Outcome._fields))
+
+    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.array(self._request.infer({"faces": faces})["scores"])

@@ -22,25 +22,28 @@ class Fold(nn.Module):
         super().__init__()
         self.show = Show(views)
         self.members = nn.ModuleList(members)
-        self.vote = Vote(len(views))
+        self.score = Score(len(views))
+        self.vote = Vote()
         self.calibrate = nn.Identity() if decision.temperature == 1 else Calibrate(decision.temperature)
         self.decide = Decide(decision)
         self.eval()
 
-    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Vote, calibrate and decide.
 
         Args:
             faces: uint8 `(N, H, W, C)`.
 
         Returns:
-            probabilities `(N, L)`, label int64 `(N,)`, confidence `(N,)`.
+            probabilities `(N, L)`, label int64 `(N,)`, confidence `(N,)`; and of every pass the probabilities
+            `(N, K, V, L)`, before vote and calibration.
         """
         shown = self.show(faces, next(self.parameters()).dtype)
         logits = torch.stack([member(shown) for member in self.members])  # (K, V*N, L)
-        probabilities = self.calibrate(self.vote(logits))
+        scores = self.score(logits)
+        probabilities = self.calibrate(self.vote(scores))
         label, confidence = self.decide(probabilities)
-        return probabilities, label, confidence
+        return probabilities, label, confidence, scores
 
 
 class Show(nn.Module):
@@ -56,16 +59,24 @@ class Show(nn.Module):
         return torch.cat([view(pictures) for view in self.views])
 
 
-class Vote(nn.Module):
-    """The mean of the softmax probabilities over members and views."""
+class Score(nn.Module):
+    """The softmax probabilities of every pass."""
 
     def __init__(self, views: int) -> None:
         super().__init__()
         self.views = views
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits `(K, V*N, L)` to probabilities `(N, L)`."""
-        return logits.softmax(dim=-1).view(len(logits), self.views, -1, logits.shape[-1]).mean(dim=(0, 1))
+        """Logits `(K, V*N, L)` to probabilities `(N, K, V, L)`."""
+        return logits.softmax(dim=-1).view(len(logits), self.views, -1, logits.shape[-1]).permute(2, 0, 1, 3)
+
+
+class Vote(nn.Module):
+    """The mean of the probabilities over members and views."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Probabilities of every pass `(N, K, V, L)` to probabilities `(N, L)`."""
+        return scores.mean(dim=(1, 2))
 
 
 class Calibrate(nn.Module):

@@ -18,7 +18,7 @@ from emoexport.outcome import Outcome
 __all__ = ["INLINE_LIMIT", "INPUT", "OPSET", "OUTPUTS", "PASSES", "check_graph", "export_fold", "operators"]
 
 INPUT = "faces"
-OUTPUTS = Outcome._fields
+OUTPUTS = (*Outcome._fields, "scores")
 OPSET = 20
 """The first with Gelu; TensorRT 10 and 11, OpenVINO and ONNX Runtime read it."""
 
@@ -111,6 +111,7 @@ def check_graph(path: Path, *, face_shape: tuple[int, int, int]) -> None:
         (OUTPUTS[0], "FLOAT", ["N", found[1][2][-1] if len(found) > 1 else 0]),
         (OUTPUTS[1], "INT64", ["N"]),
         (OUTPUTS[2], "FLOAT", ["N"]),
+        (OUTPUTS[3], "FLOAT", ["N", *(found[4][2][1:] if len(found) > 4 else [0])]),
     ]
     if found != wanted:
         raise CheckFailed(f"{path.name} has the inputs and outputs {found}; needed are {wanted}.")

@@ -33,6 +33,20 @@ def test_every_engine_is_within_the_tolerance_of_its_precision(engine, bundle, f
         assert np.array_equal(found.label, wanted.label)
 
 
+def test_the_passes_of_every_engine_are_those_of_the_reference(engine, bundle, faces):
+    """Their mean is what the engine votes, face by face, member by member and view by view."""
+    reference = pipeline.open_reference(bundle)[0]
+    found, wanted = engine.scores(faces[0][:6]), reference.scores(faces[0][:6])
+    assert (found.shape, found.dtype) == (wanted.shape, np.float32)
+    assert np.abs(found - wanted).mean() <= PRECISIONS[engine.precision].tolerance.mean_difference
+    if engine.precision == "fp32":
+        assert np.abs(found - wanted).max() <= 1e-5
+    calibrated = reference.decision.calibrate(found.mean(axis=(1, 2)))
+    assert np.abs(calibrated - engine.run(faces[0][:6]).probabilities).max() <= 2e-3
+    with pytest.raises(BadInput, match="needed are uint8 faces"):
+        engine.scores(faces[0][:0])
+
+
 def test_precisions_do_differ(bundle, faces):
     """Or an INT8 engine might be the FP32 graph under another name."""
     opened = {engine.name: engine.run(faces[0][:16]) for engine in pipeline.open_engines(bundle)}

@@ -29,10 +29,12 @@ def run(fold: Fold, faces: np.ndarray) -> list[np.ndarray]:
 def test_the_fold_is_the_reference_in_float64(count, networks, rules, faces):
     members = [copy.deepcopy(network).double() for network in networks]
     reference = Reference(members=members, views=ALL, decision=rules)
-    wanted = reference.scores(faces[0][:count]).mean(axis=(1, 2))
+    every_pass = reference.scores(faces[0][:count])
+    wanted = every_pass.mean(axis=(1, 2))
     assert wanted.dtype == np.float64
-    probabilities, label, confidence = run(Fold(members, ALL, rules), faces[0][:count])
+    probabilities, label, confidence, scores = run(Fold(members, ALL, rules), faces[0][:count])
     assert np.abs(probabilities - wanted).max() < 1e-10
+    assert np.abs(scores - every_pass).max() < 1e-10
     assert np.array_equal(label, rules.decide(wanted).label)
     assert np.array_equal(confidence, probabilities[np.arange(count), label])
 
@@ -42,7 +44,7 @@ def test_the_fold_calibrates_like_the_reference_in_float64(temperature, networks
     members = [copy.deepcopy(network).double() for network in networks]
     warm = rules.model_copy(update={"temperature": temperature})
     wanted = warm.calibrate(Reference(members=members, views=ALL, decision=warm).scores(faces[0][:7]).mean(axis=(1, 2)))
-    probabilities, label, _ = run(Fold(members, ALL, warm), faces[0][:7])
+    probabilities, label, *_ = run(Fold(members, ALL, warm), faces[0][:7])
     assert np.abs(probabilities - wanted).max() < 1e-12
     plain = run(Fold(members, ALL, rules), faces[0][:7])[0]
     assert np.abs(probabilities - plain).max() > 1e-3

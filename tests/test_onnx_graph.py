@@ -60,7 +60,7 @@ def test_faces_in_colour(tmp_path, faces):
     export_fold(Fold([network], views, Decision()), tmp_path / "m.onnx", face_shape=(32, 32, 3), max_batch=8)
     session = ort.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     wanted = Reference(members=[network], views=views, decision=Decision()).run(colour)
-    probabilities, label, _ = session.run(None, {"faces": colour})
+    probabilities, label, *_ = session.run(None, {"faces": colour})
     assert np.abs(probabilities - wanted.probabilities).max() < 1e-5
     assert np.array_equal(label, wanted.label)
 
@@ -73,7 +73,14 @@ def test_operators_are_portable(graph):
 def test_nodes_are_named_for_the_modules_they_come_from(graph):
     names = [node.name for node in onnx.load(graph).graph.node]
     assert len(names) == len(set(names))
-    assert {name.split("/")[0].split(".")[0] for name in names} == {"show", "members", "stack", "vote", "decide"}
+    assert {name.split("/")[0].split(".")[0] for name in names} == {
+        "show",
+        "members",
+        "stack",
+        "score",
+        "vote",
+        "decide",
+    }
 
 
 def test_the_file_tells_nothing_of_the_machine_it_was_made_on(graph):
