@@ -8,13 +8,12 @@ build/x/
   reports/             what verify and bench found; not part of the manifest
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from emoexport.config import Record
+from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
@@ -69,7 +68,7 @@ class CalibrationEntry(Record):
     split: str
 
 
-class Manifest(Record):
+class Manifest(SealedRecord):
     """`manifest.json`."""
 
     schema_version: Literal[1] = 1
@@ -93,19 +92,6 @@ class Manifest(Record):
     versions: dict[str, str]
     files: dict[str, FileEntry]
     """Every file but the manifest and the reports."""
-    digest: str = ""
-    """SHA-256 of this manifest without this field."""
-
-    def sealed(self) -> "Manifest":
-        """The same manifest with its digest."""
-        return self.model_copy(update={"digest": self._digest()})
-
-    def is_intact(self) -> bool:
-        """Whether the digest fits."""
-        return self.digest == self._digest()
-
-    def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,20 @@ from rich.console import Console
 from emoexport import __version__
 from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
-from emoexport.cli_options import BundleDir, RunOption, SkipBad, Threads, console_of, newest, open_bundle, print_table
+from emoexport.cli_options import (
+    BundleDir,
+    LabelledFaces,
+    Limit,
+    OtherLabelOrder,
+    RunOption,
+    SkipBad,
+    Split,
+    Threads,
+    console_of,
+    newest,
+    open_bundle,
+    print_table,
+)
 from emoexport.cli_training import combine, evaluate, train
 from emoexport.engines import BACKENDS
 from emoexport.errors import EmoexportError
@@ -133,20 +146,16 @@ def build(
 @app.command()
 def verify(
     bundle: BundleDir = None,
-    data: Annotated[
-        str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split; test or public_test if none.")] = None,
+    data: LabelledFaces = None,
+    split: Split = None,
     engine: Engines = None,
     precision: Precisions = None,
     run: RunOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use this many faces, drawn at random.")] = None,
+    limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1, help="Faces in a call.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Counted calls for the times.")] = 10,
     threads: Threads = None,
-    label_order: Annotated[
-        str | None, typer.Option(help="What numbered labels mean, if not what they meant to the run.")
-    ] = None,
+    label_order: OtherLabelOrder = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Compare every engine with the PyTorch reference on labelled faces; exit code 1 if one differs too much.

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from emoexport.cli_options import BundleDir, RunOption, SkipBad, Threads, console_of, open_bundle, print_table
+from emoexport.cli_options import (
+    BundleDir,
+    LabelledFaces,
+    Limit,
+    OtherLabelOrder,
+    RunOption,
+    SkipBad,
+    Split,
+    Threads,
+    console_of,
+    open_bundle,
+    print_table,
+)
 from emoexport.engines import BACKENDS
 from emoexport.precision import PRECISIONS
 
@@ -14,21 +26,17 @@ __all__ = ["cube"]
 
 def cube(
     bundle: BundleDir = None,
-    data: Annotated[
-        str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split; test or public_test if none.")] = None,
+    data: LabelledFaces = None,
+    split: Split = None,
     engine: Annotated[
         str, typer.Option(help=f"What computes it: torch, the reference, or a runtime: {', '.join(BACKENDS)}.")
     ] = "torch",
     precision: Annotated[str, typer.Option(help=f"Of the runtime's graph: {', '.join(PRECISIONS)}.")] = "fp32",
     run: RunOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use this many faces, drawn at random.")] = None,
+    limit: Limit = None,
     batch: Annotated[int, typer.Option(min=1, help="Faces in a call.")] = 64,
     threads: Threads = None,
-    label_order: Annotated[
-        str | None, typer.Option(help="What numbered labels mean, if not what they meant to the run.")
-    ] = None,
+    label_order: OtherLabelOrder = None,
     skip_bad: SkipBad = False,
     out: Annotated[
         Path | None,

@@ -13,8 +13,12 @@ __all__ = [
     "BundleDir",
     "DataOption",
     "LabelOrder",
+    "LabelledFaces",
+    "Limit",
+    "OtherLabelOrder",
     "RunOption",
     "SkipBad",
+    "Split",
     "Threads",
     "console_of",
     "newest",
@@ -30,6 +34,15 @@ DataOption = Annotated[
     ),
 ]
 LabelOrder = Annotated[str, typer.Option(help=f"What numbered labels mean: {', '.join(LABEL_ORDERS)}.")]
+# Of the commands that judge a run or a bundle on labelled faces.
+LabelledFaces = Annotated[
+    str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
+]
+Split = Annotated[str | None, typer.Option(help="Which split; test or public_test if none.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use this many faces, drawn at random.")]
+OtherLabelOrder = Annotated[
+    str | None, typer.Option(help="What numbered labels mean, if not what they meant to the run.")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
 
 BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from emoexport.cli_options import DataOption, LabelOrder, SkipBad, console_of, newest, print_table, read_faces
+from emoexport.cli_options import (
+    DataOption,
+    LabelledFaces,
+    LabelOrder,
+    Limit,
+    OtherLabelOrder,
+    SkipBad,
+    Split,
+    console_of,
+    newest,
+    print_table,
+    read_faces,
+)
 
 __all__ = ["combine", "evaluate", "train"]
 
@@ -111,7 +123,7 @@ def combine(
 
     Example: [bold]emoexport combine runs/convnext runs/vit -o runs/both[/bold]
     """
-    from emoexport.pipeline import data_of_run  # noqa: PLC0415
+    from emoexport.run_faces import data_of_run  # noqa: PLC0415
     from emoexport.train.combine import best_members, combine_runs, runs_to_combine  # noqa: PLC0415
 
     console = console_of()
@@ -137,14 +149,10 @@ def evaluate(
     against: Annotated[
         list[Path] | None, typer.Option(help="Compare with this model path, face by face, repeatable as the other.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Labelled faces, as train takes them; those of the run if none.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split; test or public_test if none.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use this many faces, drawn at random.")] = None,
-    label_order: Annotated[
-        str | None, typer.Option(help="What numbered labels mean, if not what they meant to the run.")
-    ] = None,
+    data: LabelledFaces = None,
+    split: Split = None,
+    limit: Limit = None,
+    label_order: OtherLabelOrder = None,
     skip_bad: SkipBad = False,
     out: Annotated[Path | None, typer.Option(help="Where the reports go; reports/ of the first run if none.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads PyTorch may use.")] = None,

@@ -1,5 +1,6 @@
 """What a run is made of: TOML in, JSON out, unknown keys refused with the nearest known name."""
 
+import datetime as dt
 import difflib
 import hashlib
 import tomllib
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emoexport.errors import BadInput, UsageError
 
-__all__ = ["Record", "SealedRecord", "read_toml"]
+__all__ = ["Record", "SealedRecord", "read_toml", "timestamp"]
 
 
 class Record(BaseModel):
@@ -72,6 +73,11 @@ class SealedRecord(Record):
 
     def _digest(self) -> str:
         return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
+
+
+def timestamp() -> str:
+    """When a record was made: now, UTC, ISO 8601."""
+    return dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Until it is complete a cube is kept beside its place, hidden, with `progress.jso
 how many faces are done.
 """
 
-import datetime as dt
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.config import Record, SealedRecord
+from emoexport.config import Record, SealedRecord, timestamp
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle, BadInput, CheckFailed, UsageError
 from emoexport.files import move_directory, new_file, refuse_foreign, sha256_of, unfinished_directory, write_text
@@ -325,7 +324,7 @@ def _finish(directory: Path, labels: NDArray[np.int64], request: CubeRequest, ou
         np.save(file, labels.astype(np.int64, copy=False))
     record = CubeRecord(
         **request.model_dump(),
-        created=dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat(),
+        created=timestamp(),
         scores_sha256=sha256_of(directory / _SCORES_FILE),
         labels_sha256=sha256_of(directory / _LABELS_FILE),
     )

@@ -1,6 +1,5 @@
 """Ensembles as a user names them, by model paths, and their evaluation on labelled faces."""
 
-import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
+from emoexport.config import timestamp
 from emoexport.decision import Decision
 from emoexport.engines.machine import describe_machine
 from emoexport.errors import BadCheckpoint, UsageError
@@ -19,10 +19,10 @@ from emoexport.evaluation_tables import evaluation_markdown
 from emoexport.files import write_bytes, write_text
 from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
-from emoexport.pipeline import data_name, data_of_run, drawn_faces
 from emoexport.plots import evaluation_plots
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
+from emoexport.run_faces import data_name, data_of_run, drawn_faces
 from emoexport.train.checkpoint import (
     RUN_FILE,
     FittedDecision,
@@ -262,7 +262,7 @@ def evaluate(
             ),
         )
     report = EvaluationReport(
-        created=dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat(),
+        created=timestamp(),
         data=data_name(dataset.source),
         split=split,
         data_sha256=faces.sha256(),

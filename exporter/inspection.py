@@ -1,18 +1,18 @@
 """A data set looked over, and what is wrong with it held against the accuracy of a run."""
 
-import datetime as dt
 import time
 from pathlib import Path
 
 from rich.console import Console
 
 from emoexport.audit_tables import audit_markdown
+from emoexport.config import timestamp
 from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.files import write_text
 from emoexport.leakage import AuditReport, RunAccuracy, judge_rows
-from emoexport.pipeline import data_name, data_of_run
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
+from emoexport.run_faces import data_name, data_of_run
 from emoexport.train.audit import RowFindings, audit_data, distinct_faces, require_enough
 from emoexport.train.checkpoint import FittedDecision, load_members, read_run
 from emoexport.train.dataset import DataSet, Faces, load_data
@@ -72,7 +72,7 @@ def audit(
     found, findings = audit_data(data, distinct, pairs, threshold=THRESHOLD)
     seconds = time.monotonic() - started
     report = AuditReport(
-        created=dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat(),
+        created=timestamp(),
         data=data_name(source),
         size=distinct.images.shape[1],
         channels=distinct.images.shape[3],

@@ -106,12 +106,14 @@ def check_graph(path: Path, *, face_shape: tuple[int, int, int]) -> None:
     graph = onnx.load(path, load_external_data=False).graph
     found = [_signature(value) for value in (*graph.input, *graph.output)]
     height, width, channels = face_shape
+    emotions = found[1][2][-1] if len(found) > 1 else 0
+    members_and_views = found[-1][2][1:3]
     wanted = [
         (INPUT, "UINT8", ["N", height, width, channels]),
-        (OUTPUTS[0], "FLOAT", ["N", found[1][2][-1] if len(found) > 1 else 0]),
+        (OUTPUTS[0], "FLOAT", ["N", emotions]),
         (OUTPUTS[1], "INT64", ["N"]),
         (OUTPUTS[2], "FLOAT", ["N"]),
-        (OUTPUTS[3], "FLOAT", ["N", *(found[4][2][1:] if len(found) > 4 else [0])]),
+        (OUTPUTS[3], "FLOAT", ["N", *members_and_views, emotions]),
     ]
     if found != wanted:
         raise CheckFailed(f"{path.name} has the inputs and outputs {found}; needed are {wanted}.")

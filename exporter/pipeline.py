@@ -1,6 +1,5 @@
 """Where the stages meet: a run becomes a bundle, a bundle is verified and timed."""
 
-import datetime as dt
 import functools
 import os
 import pkgutil
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from emoexport.bundle import (
@@ -25,6 +23,7 @@ from emoexport.bundle import (
 )
 from emoexport.calib.ranges import Calibration, activation_ranges
 from emoexport.calib.sampler import balanced_rows
+from emoexport.config import timestamp
 from emoexport.decision import Decision
 from emoexport.engines import backends_named, open_engine
 from emoexport.engines.base import Engine
@@ -40,16 +39,24 @@ from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
 from emoexport.quantize import QUANTIZED_OPERATORS
 from emoexport.reference import Reference
+from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
-from emoexport.train.audit import clean_rows, face_hashes
+from emoexport.train.audit import face_hashes
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.config import RunConfig
-from emoexport.train.dataset import DataSet, Faces, is_synthetic, load_data
+from emoexport.train.dataset import DataSet
 from emoexport.train.ensemble import training_faces
 from emoexport.views import views_named
 
-__all__ = ["bench", "build", "data_of_run", "open_engines", "open_reference", "verify"]
+__all__ = [
+    "bench",
+    "build",
+    "open_engines",
+    "open_judge",
+    "open_reference",
+    "verify",
+]
 
 
 def build(
@@ -108,7 +115,7 @@ def build(
                 pkgutil.resolve_name(row.converter)(fp32, directory / f"model.{row.name}.onnx", ranges)
         write_text(directory / "labels.txt", "".join(f"{label}\n" for label in model.labels))
         manifest = Manifest(
-            created=_now(),
+            created=timestamp(),
             face_shape=shape,
             max_batch=max_batch,
             labels=model.labels,
@@ -196,69 +203,6 @@ def _calibrate(
     return entry, ranges
 
 
-def data_of_run(
-    run: Path,
-    record: RunRecord,
-    source: str | None = None,
-    *,
-    label_order: str | None = None,
-    skip_bad: bool = False,
-) -> DataSet:
-    """Read faces as a run did.
-
-    Args:
-        run: the run's directory.
-        record: its record.
-        source: where the faces are; None for where the run read them.
-        label_order: what numbered labels mean; None for what they meant to the run.
-        skip_bad: leave out what cannot be read, as is done where the run did.
-
-    Raises:
-        BadData: if they cannot be read.
-    """
-    if source is None:
-        source = record.data.source
-        if not is_synthetic(source):
-            source = str((run.resolve() / source).resolve())
-    model = record.config.model
-    return load_data(
-        source,
-        size=model.image_size,
-        channels=model.channels,
-        label_order=label_order or record.data.label_order,
-        seed=record.data.seed,
-        skip_bad=skip_bad or record.data.skipped > 0,
-    )
-
-
-def drawn_faces(dataset: DataSet, split: str, limit: int | None = None) -> tuple[Faces, dict[str, NDArray[np.bool_]]]:
-    """Faces of a split, and the sets of rows to report on, each a mask `(N,)`.
-
-    They are `all`, and `clean` where that is neither all nor none: no copies, leaks, contradictions or blanks.
-
-    Args:
-        dataset: the data.
-        split: which split.
-        limit: draw this many of its faces at random, always the same ones; None for all.
-
-    Raises:
-        UsageError: if there is no such split.
-    """
-    faces, clean = dataset.split(split), clean_rows(dataset)[split]
-    if limit is not None and limit < len(faces):
-        rows = np.sort(np.random.default_rng(0).permutation(len(faces))[:limit])
-        faces, clean = faces.take(rows), clean[rows]
-    row_sets = {"all": np.ones(len(faces), dtype=bool)}
-    if clean.any() and not clean.all():
-        row_sets["clean"] = clean
-    return faces, row_sets
-
-
-def data_name(source: str) -> str:
-    """How reports name data: without the folders of the machine it lies on."""
-    return source if is_synthetic(source) else Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
-
-
 def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
     """Rebuild the PyTorch reference of a bundle from the run it was built from.
 
@@ -284,6 +228,12 @@ def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, 
         )
     views = views_named([view.name for view in bundle.manifest.views])
     return Reference(members=members, views=views, decision=bundle.manifest.decision), where, record
+
+
+def open_judge(bundle: Bundle, reference: Reference, threads: int | None = None) -> TorchEngine:
+    """The reference as an engine that takes what those of the bundle take."""
+    manifest = bundle.manifest
+    return TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
 
 
 def open_engines(
@@ -366,16 +316,8 @@ def verify(
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, row_sets = drawn_faces(dataset, split, limit)
-    for line in dataset.summary():
-        console.print(line, highlight=False, soft_wrap=True)
-    if split in ("train", "validation") and is_training_data(dataset, record):
-        console.print(
-            f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
-            style="yellow",
-        )
-    judge = TorchEngine(
-        reference, face_shape=bundle.manifest.face_shape, max_batch=bundle.manifest.max_batch, threads=threads
-    )
+    describe_faces(dataset, split, record, console)
+    judge = open_judge(bundle, reference, threads)
     with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
         wanted = reference.decision.decide(reference.scores(faces.images, progress=advance).mean(axis=(1, 2)))
     results = []
@@ -402,7 +344,7 @@ def verify(
             progress=advance,
         )
     report = ParityReport(
-        created=_now(),
+        created=timestamp(),
         bundle_digest=bundle.manifest.digest,
         data=data_name(dataset.source),
         split=split,
@@ -418,11 +360,6 @@ def verify(
     )
     _write_report(bundle, "parity", report, parity_markdown(report))
     return report
-
-
-def is_training_data(data: DataSet, record: RunRecord) -> bool:
-    """Whether a run was trained on the training split of this data."""
-    return "train" in data.splits and training_faces(data, record.config).train.sha256() == record.data.train_sha256
 
 
 def bench(
@@ -458,7 +395,7 @@ def bench(
             hint="emoexport build --max-batch N",
         )
     reference, _, _ = open_reference(bundle, run)
-    judge = TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
+    judge = open_judge(bundle, reference, threads)
     opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
     with progress_bar(console, "timing, all in turn", len(batches) * (rounds + 2)) as advance:
         results = measure(
@@ -470,7 +407,7 @@ def bench(
             progress=advance,
         )
     report = SpeedReport(
-        created=_now(),
+        created=timestamp(),
         bundle_digest=manifest.digest,
         passes_a_face=len(manifest.members) * len(manifest.views),
         results=tuple(results),
@@ -484,7 +421,3 @@ def bench(
 def _write_report(bundle: Bundle, name: str, report: Any, markdown: str) -> None:
     write_text(bundle.path / "reports" / f"{name}.json", report.to_json())
     write_text(bundle.path / "reports" / f"{name}.md", markdown)
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat()

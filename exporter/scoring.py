@@ -12,9 +12,10 @@ from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import UsageError
-from emoexport.pipeline import data_name, data_of_run, drawn_faces, is_training_data, open_engines, open_reference
+from emoexport.pipeline import open_engines, open_judge, open_reference
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
+from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
 from emoexport.train.dataset import Faces
 
 __all__ = ["Scored", "score_split"]
@@ -77,14 +78,7 @@ def score_split(
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, row_sets = drawn_faces(dataset, split, limit)
-    for line in dataset.summary():
-        console.print(line, highlight=False, soft_wrap=True)
-    if split in ("train", "validation") and is_training_data(dataset, record):
-        console.print(
-            f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
-            style="yellow",
-            soft_wrap=True,
-        )
+    describe_faces(dataset, split, record, console)
     request = _request(bundle, opened, faces, data=data_name(dataset.source), split=split)
     with progress_bar(console, f"{opened.name}: every pass of every face", len(faces)) as advance:
         cube = compute_cube(
@@ -116,8 +110,7 @@ def _require_known(engine: str, precision: str) -> None:
 
 def _open(bundle: Bundle, reference: Reference, engine: str, precision: str, threads: int | None) -> Engine:
     if engine == TorchEngine.backend:
-        manifest = bundle.manifest
-        return TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
+        return open_judge(bundle, reference, threads)
     return open_engines(bundle, engines=[engine], precisions=[precision], threads=threads)[0]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from emoexport.bundle import Bundle
-from emoexport.pipeline import data_of_run, open_reference
+from emoexport.pipeline import open_reference
+from emoexport.run_faces import data_of_run
 
 
 def main(path: Path, row: int) -> None:
