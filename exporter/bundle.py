@@ -32,6 +32,10 @@ class MemberEntry(Record):
     backbone: str
     epoch: int
     validation_accuracy: float
+    parameters: int | None = None
+    """How many; None in a manifest from before they were counted, as in the next field."""
+    gflop_a_pass: float | None = None
+    """10^9 floating-point operations on one picture, as `flops.gflop_a_pass` counts them."""
 
 
 class ViewEntry(Record):
@@ -143,6 +147,10 @@ class Bundle:
         """Bytes of a precision's graph and its weights."""
         file = self.manifest.graphs[precision].file
         return sum(entry.bytes for name, entry in self.manifest.files.items() if name in {file, f"{file}.data"})
+
+    def build_command(self) -> str:
+        """The command that makes this bundle again."""
+        return _command(self.path, self.manifest)
 
     def run(self) -> Path:
         """The training run that the bundle was built from."""

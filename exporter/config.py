@@ -64,15 +64,18 @@ class SealedRecord(Record):
     """SHA-256 of the record without this field."""
 
     def sealed(self) -> Self:
-        """The same record with its digest."""
-        return self.model_copy(update={"digest": self._digest()})
+        """The same record, every field set, with its digest."""
+        whole = type(self).model_validate_json(self.model_dump_json())
+        return whole.model_copy(update={"digest": whole._digest()})
 
     def is_intact(self) -> bool:
         """Whether the digest fits."""
         return self.digest == self._digest()
 
     def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
+        # Of the fields that the file has: one written before a field was added is as intact as it was then.
+        text = self.model_dump_json(exclude={"digest"}, exclude_unset=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def timestamp() -> str:

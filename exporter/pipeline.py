@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from torch import nn
 
 from emoexport.bundle import (
     MANIFEST_FILE,
@@ -32,6 +33,7 @@ from emoexport.engines.timing import interleave, latency_of
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
 from emoexport.files import new_directory, sha256_of, write_text
+from emoexport.flops import gflop_a_pass, parameters_of
 from emoexport.fold import Fold
 from emoexport.onnx_graph import OPSET, export_fold, operators
 from emoexport.parity import ParityReport, compare
@@ -120,15 +122,7 @@ def build(
             max_batch=max_batch,
             labels=model.labels,
             run=os.path.relpath(run.resolve(), out.resolve()),
-            members=tuple(
-                MemberEntry(
-                    sha256=entry.sha256,
-                    backbone=entry.model.backbone,
-                    epoch=entry.epoch,
-                    validation_accuracy=entry.validation_accuracy,
-                )
-                for entry in entries
-            ),
+            members=tuple(_member_entry(entry, member) for entry, member in zip(entries, members, strict=True)),
             views=tuple(
                 ViewEntry(
                     name=view.name,
@@ -163,6 +157,18 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             raise BadCheckpoint(
                 f"{run}: {name} {found}; its members have {needed}.", hint="restore the run's files, or train again"
             )
+
+
+def _member_entry(record: MemberRecord, member: nn.Module) -> MemberEntry:
+    model = record.model
+    return MemberEntry(
+        sha256=record.sha256,
+        backbone=model.backbone,
+        epoch=record.epoch,
+        validation_accuracy=record.validation_accuracy,
+        parameters=parameters_of(member),
+        gflop_a_pass=gflop_a_pass(member, (model.channels, model.image_size, model.image_size)),
+    )
 
 
 def _graph_entry(directory: Path, row: Precision) -> GraphEntry:
