@@ -10,6 +10,7 @@ from rich.console import Console
 from emoexport import __version__
 from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
+from emoexport.cli_inspect import inspect
 from emoexport.cli_options import (
     BundleDir,
     LabelledFaces,
@@ -103,6 +104,7 @@ app.command()(train)
 app.command(context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})(evaluate)
 app.command()(combine)
 app.command()(cube)
+app.command()(inspect)
 app.add_typer(data_commands, name="data")
 
 

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from emoexport.evaluation import BINS, ComparedRows, EvaluatedMember, EvaluationReport, RowsResult
 from emoexport.statistics import Estimate
-from emoexport.tables import machine_line, markdown_table, terminal_table
+from emoexport.table_format import markdown_table, terminal_table
+from emoexport.tables import machine_line
 
 __all__ = ["evaluation_markdown", "evaluation_tables"]
 

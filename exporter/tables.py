@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 
 from emoexport.cube import CubeAccuracy
 from emoexport.decision import Gain, TemperatureReport
 from emoexport.parity import EngineParity, ParityReport
 from emoexport.statistics import Share
+from emoexport.table_format import Row, markdown_table, terminal_table
 from emoexport.throughput import EngineSpeed, SpeedReport
 from emoexport.train.checkpoint import FittedDecision
 
 __all__ = [
     "cube_table",
     "machine_line",
-    "markdown_table",
     "parity_markdown",
     "parity_table",
     "rules_markdown",
@@ -23,10 +22,7 @@ __all__ = [
     "speed_markdown",
     "speed_table",
     "temperature_sentence",
-    "terminal_table",
 ]
-
-Row = dict[str, str]
 
 _PARITY_IN_TERMINAL = ("precision", "engine", "accuracy % [95 %]", "agreement % [95 %]", "ms a face", "MB")
 _RULE_COLUMNS = ("rule", "value", "mended", "broken", "points [95 %]", "at least", "kept")
@@ -198,20 +194,3 @@ def _percent(share: Share, digits: int) -> str:
 def machine_line(machine: dict[str, str]) -> str:
     """What `describe_machine` found, as a sentence."""
     return "Machine: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items()) + "."
-
-
-def terminal_table(columns: Sequence[str], rows: Sequence[Row], *, texts: Sequence[str]) -> Table:
-    """Rows by column name as a table; the columns `texts` stand to the left, numbers to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        table.add_column(column, justify="left" if column in texts else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row.get(column, "") for column in columns))
-    return table
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows by column name as Markdown; the last row has all columns."""
-    columns = list(rows[-1])  # the first row, the reference, has no differences
-    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -34,7 +34,8 @@ def test_without_arguments_the_map_is_shown(run):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "combine", "data audit", "data balance", "build", "verify", "bench", "cube"]
+    "command",
+    ["train", "evaluate", "combine", "data audit", "data balance", "build", "inspect", "verify", "bench", "cube"],
 )
 def test_help_has_an_example(command, run):
     code, out, _ = run(*command.split(), "--help")
@@ -82,6 +83,15 @@ def test_bare_commands_find_the_last_run_and_bundle(run, config_file, tmp_path, 
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["synthetic-tiny"]
 
 
+def test_inspect_shows_tables_or_one_json_document(run, bundle):
+    code, out, _ = run("inspect", bundle.path)
+    assert code == 0
+    assert "32 (2 members x 16 views)" in out
+    code, out, err = run("inspect", bundle.path, "--json")
+    assert (code, err) == (0, "")
+    assert set(json.loads(out)["graphs"]) == {"fp32", "fp16", "int8"}
+
+
 def test_bench_py_is_the_same_command():
     done = subprocess.run(
         [sys.executable, ROOT / "bench.py", "no/such/bundle"], capture_output=True, text=True, timeout=60, check=False
@@ -115,6 +125,8 @@ MISTAKES = [
     ("build {evil}", 4, "error: {evil}/members/1.safetensors has the SHA-256"),
     ("build {run} -o {full}", 2, "error: {full} holds other files"),
     ("build {run} --int8 --calib-data no/such/data -o {new}", 4, "error: there is no data at no/such/data"),
+    ("inspect", 2, "error: nothing is named, and there is no build/*/manifest.json"),
+    ("inspect no/such/bundle --json", 4, "error: no/such/bundle is no bundle"),
     ("verify", 2, "error: nothing is named, and there is no build/*/manifest.json"),
     ("verify no/such/bundle", 4, "error: no/such/bundle is no bundle"),
     ("verify {bundle} --engine tpu", 2, "error: 'tpu' is no engine"),
@@ -227,7 +239,8 @@ def test_a_tampered_bundle_is_exit_code_4(run, bundle, tmp_path):
     copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
     path = copy / "model.fp32.onnx"
     path.write_bytes(path.read_bytes()[:-100])
-    code, _, err = run("verify", copy)
-    assert code == 4
-    assert "bytes; the manifest says" in err
-    assert "next: emoexport build" in err
+    for command in ("verify", "inspect"):
+        code, out, err = run(command, copy)
+        assert (code, out) == (4, "")
+        assert "bytes; the manifest says" in err
+        assert "next: emoexport build" in err

@@ -5,7 +5,7 @@ from pathlib import Path
 from emoexport.errors import BadData
 from emoexport.evaluation import EvaluationReport
 from emoexport.statistics import Estimate
-from emoexport.tables import markdown_table
+from emoexport.table_format import markdown_table
 
 ROWS = {
     "plain": "nothing",

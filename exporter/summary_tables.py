@@ -1,0 +1,119 @@
+"""What a bundle holds, as tables for the terminal."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table
+
+from emoexport.bundle import MemberEntry, ViewEntry
+from emoexport.decision import Decision
+from emoexport.summary import BundleSummary
+from emoexport.table_format import Row, terminal_table
+
+__all__ = ["summary_tables"]
+
+
+def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
+    """Titles and tables: the fold as a whole, its members, views, graphs, tensor types and operators."""
+    yield f"{summary.bundle}, built {summary.created}", _fold_table(summary)
+    yield "members", _table([_member_row(number, one) for number, one in enumerate(summary.members, 1)], "backbone")
+    yield "views", _table([_view_row(view) for view in summary.views], "view", "function", "parameters", "mirrored")
+    yield "graphs", _table(_graph_rows(summary), "graph", "file")
+    yield (
+        "tensor types: of the weights, and that layers and other nodes compute in",
+        _table(_type_rows(summary), "graph", "type"),
+    )
+    yield "nodes of each operator", _table(_operator_rows(summary), "operator")
+
+
+def _table(rows: Sequence[Row], *texts: str) -> Table:
+    return terminal_table(list(rows[0]), rows, texts=texts)
+
+
+def _fold_table(summary: BundleSummary) -> Table:
+    height, width, channels = summary.face_shape
+    members, views = len(summary.members), len(summary.views)
+    out = summary.bytes_out_a_face
+    facts = {
+        "passes a face": f"{summary.passes_a_face} ({members} members x {views} views)",
+        "vote": summary.vote,
+        "decision": _decision_line(summary.decision),
+        "labels": ", ".join(summary.labels),
+        "parameters": _number(summary.parameters),
+        "GFLOP a face": _number(summary.gflop_a_face, digits=3),
+        "faces a call": f"1 to {summary.max_batch}",
+        "bytes in a face": f"{summary.bytes_in_a_face:,} (uint8 {height} x {width} x {channels})",
+        "bytes out a face": f"{sum(out.values()):,} ({', '.join(f'{name} {size:,}' for name, size in out.items())})",
+    }
+    return _table([{"of the fold": name, "": value} for name, value in facts.items()], "of the fold", "")
+
+
+def _decision_line(decision: Decision) -> str:
+    return (
+        f"temperature {decision.temperature:.3g}, {len(decision.thresholds)} thresholds, "
+        f"{len(decision.pairs)} confusion pairs"
+    )
+
+
+def _member_row(number: int, member: MemberEntry) -> Row:
+    return {
+        "member": str(number),
+        "backbone": member.backbone,
+        "epoch": str(member.epoch),
+        "validation %": f"{100 * member.validation_accuracy:.1f}",
+        "parameters": _number(member.parameters),
+        "GFLOP a pass": _number(member.gflop_a_pass, digits=4),
+    }
+
+
+def _view_row(view: ViewEntry) -> Row:
+    return {
+        "view": view.name,
+        "function": view.function,
+        "parameters": ", ".join(f"{name} {value:.4g}" for name, value in view.parameters.items()),
+        "mirrored": "yes" if view.mirrored else "no",
+    }
+
+
+def _graph_rows(summary: BundleSummary) -> list[Row]:
+    return [
+        {
+            "graph": precision,
+            "file": graph.file,
+            "opset": str(graph.opset),
+            "nodes": f"{sum(graph.operators.values()):,}",
+            "MB": f"{graph.bytes / 1e6:,.1f}",
+        }
+        for precision, graph in summary.graphs.items()
+    ]
+
+
+def _type_rows(summary: BundleSummary) -> list[Row]:
+    return [
+        {
+            "graph": precision,
+            "type": name,
+            "weights": f"{count.weights:,}",
+            "weight MB": f"{count.weight_bytes / 1e6:,.2f}",
+            "layers": f"{count.layers:,}",
+            "other nodes": f"{count.other_nodes:,}",
+        }
+        for precision, graph in summary.graphs.items()
+        for name, count in graph.types.items()
+    ]
+
+
+def _operator_rows(summary: BundleSummary) -> list[Row]:
+    """One column a graph; the order is that of the last graph's frequencies, then of what only others have."""
+    graphs = summary.graphs
+    names = dict.fromkeys(name for graph in reversed(graphs.values()) for name in graph.operators)
+    return [
+        {
+            "operator": name,
+            **{precision: f"{graph.operators.get(name, 0):,}" for precision, graph in graphs.items()},
+        }
+        for name in names
+    ]
+
+
+def _number(value: float | None, *, digits: int = 0) -> str:
+    return "not counted" if value is None else f"{value:,.{digits}f}"
