@@ -42,7 +42,8 @@ def _fold_table(summary: BundleSummary) -> Table:
         "GFLOP a face": _number(summary.gflop_a_face, digits=3),
         "faces a call": f"1 to {summary.max_batch}",
         "bytes in a face": f"{summary.bytes_in_a_face:,} (uint8 {height} x {width} x {channels})",
-        "bytes out a face": f"{sum(out.values()):,} ({', '.join(f'{name} {size:,}' for name, size in out.items())})",
+        "bytes out a face": f"{sum(out.values()):,}",
+        **{f"  {name}": f"{size:,}" for name, size in out.items()},
     }
     return _table([{"of the fold": name, "": value} for name, value in facts.items()], "of the fold", "")
 
