@@ -37,6 +37,8 @@ __all__ = ["make_soup", "soup_ingredients"]
 _RATES = {"feature_dropout", "head_dropout", "drop_path_rate"}
 """What of a `ModelConfig` matters in training alone."""
 
+_ADVICE = "Members that do not share a start average badly; without --soup they vote."
+
 
 def soup_ingredients(runs: Sequence[Path], records: Sequence[RunRecord], members: int | None = None) -> list[Candidate]:
     """Choose the members that a soup is made of.
@@ -158,9 +160,9 @@ def _show(soup: SoupRecord, faces: int, console: Console) -> None:
         console.print(f"validation accuracy of {name}, one pass, {faces} faces: {value:.3f}", highlight=False)
     console.print(f"chosen: the {soup.chosen} soup, of {kept} of {count} members", highlight=False)
     if accuracy < best:
-        warning = f"this soup is worse than its best member by {100 * (best - accuracy):.1f} points"
+        found = f"On these faces the soup is worse than its best member, by {100 * (best - accuracy):.1f} points."
     elif kept == 1:
-        warning = "no average is as good as the best member: this soup is that member alone"
+        found = "No average is as good as the best member; the soup is that member alone."
     else:
         return
-    console.print(f"{warning}; members average well only where they share a start.", style="yellow", soft_wrap=True)
+    console.print(f"{found} {_ADVICE}", style="yellow", highlight=False, soft_wrap=True)
