@@ -19,6 +19,7 @@ from emoexport.cli_options import (
     print_table,
     read_faces,
 )
+from emoexport.train.standing import SoupMethod
 
 __all__ = ["combine", "evaluate", "train"]
 
@@ -111,27 +112,45 @@ def train(
 
 
 def combine(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more training runs on the same faces.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more training runs on the same faces; one is enough for a soup.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", "--out", help="The new run's directory.")],
-    members: Annotated[int, typer.Option(min=1, help="How many members to take, best first.")] = 5,
+    members: Annotated[
+        int | None, typer.Option(min=1, help="How many members to take, best first; 5 if none, all for a soup.")
+    ] = None,
+    soup: Annotated[
+        SoupMethod | None,
+        typer.Option(help="Average the members' weights into one: all, greedily on validation faces, or the better."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Where the faces are, if not where the first run read them.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that stands there.")] = False,
 ) -> None:
     """Make one run of the best members of several, of any architectures, and fit its decision anew.
 
-    At least one member of each run is taken where there is room for that.
+    At least one member of each run is taken where there is room for that. With --soup the new run has one member,
+    the average of weights, which costs the passes of one: good where the members share a start, such as the
+    checkpoints of one training, and of one architecture.
 
     Example: [bold]emoexport combine runs/convnext runs/vit -o runs/both[/bold]
     """
     from emoexport.run_faces import data_of_run  # noqa: PLC0415
     from emoexport.train.combine import best_members, combine_runs, runs_to_combine  # noqa: PLC0415
+    from emoexport.train.soup_run import make_soup, soup_ingredients  # noqa: PLC0415
 
     console = console_of()
-    records = runs_to_combine(runs, out, force=force)
-    best_members(runs, records, members)  # before data is read: too few members are told at once
-    console.print("reading the validation faces ...", highlight=False)
+    records = runs_to_combine(runs, out, least=1 if soup else 2, force=force)
+    # Before data is read: what cannot be combined is told at once.
+    if soup:
+        soup_ingredients(runs, records, members)
+    else:
+        best_members(runs, records, members or 5)
+    console.print("reading the faces ...", highlight=False)
     faces = data_of_run(runs[0], records[0], data)
-    combine_runs(runs, faces, out, members=members, console=console, force=force)
+    if soup:
+        make_soup(runs, faces, out, method=soup, members=members, console=console, force=force)
+    else:
+        combine_runs(runs, faces, out, members=members or 5, console=console, force=force)
     _show_decision(console, out)
     console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8", highlight=False, soft_wrap=True)
 

@@ -170,7 +170,8 @@ def training(config_file) -> MemberTraining:
         settings=["training.ema_decay=0.9", "training.swa_from=2", "training.distill_from=1", "training.phases=[0, 1]"],
     )
     made = MemberTraining(config, ConvNeXtEmoteNet(config.model))
-    made._batch_norm_pictures = lambda: iter([torch.rand(8, 1, 32, 32)])  # a trainer's loader, in truth
+    pixels = torch.randint(256, (8, 1, 32, 32), dtype=torch.uint8)
+    made._training_faces = lambda: iter([pixels])  # a trainer's loader, in truth
     return made
 
 

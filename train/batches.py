@@ -1,17 +1,19 @@
 """Faces as batches on each device."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from emoexport.labels import EMOTIONS
 from emoexport.train.dataset import Faces
 
-__all__ = ["FaceBatches", "soft_targets"]
+__all__ = ["FaceBatches", "shuffled_faces", "soft_targets"]
 
 
 class FaceBatches(L.LightningDataModule):
@@ -48,6 +50,17 @@ class FaceBatches(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """All validation faces, in order."""
         return DataLoader(_tensors(self.validation, 0.0), 4 * self.batch_size)
+
+
+def shuffled_faces(faces: Faces, batch_size: int, *, seed: int) -> Iterator[Tensor]:
+    """Faces once in an order drawn by the seed, in batches uint8 `(n, C, H, W)` of one size.
+
+    What is left over at the end is left out, unless it is all there is.
+    """
+    rows = np.random.default_rng(seed).permutation(len(faces))
+    for start in range(0, max(1, len(faces) - batch_size + 1), batch_size):
+        images = faces.images[rows[start : start + batch_size]]
+        yield torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _tensors(faces: Faces, soft_labels: float) -> TensorDataset:

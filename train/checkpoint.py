@@ -24,14 +24,17 @@ from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.files import sha256_of
 from emoexport.train.config import ModelConfig, RunConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet
+from emoexport.train.standing import SoupMethod
 from emoexport.train.weights import read_weights
 
 __all__ = [
     "RUN_FILE",
     "DataRecord",
     "FittedDecision",
+    "Ingredient",
     "MemberRecord",
     "RunRecord",
+    "SoupRecord",
     "load_member",
     "load_members",
     "read_run",
@@ -42,6 +45,36 @@ __all__ = [
 RUN_FILE = "run.json"
 
 
+class Ingredient(Record):
+    """A member that could go into a soup."""
+
+    member: str
+    """Its JSON file, relative to the run that the soup was made as."""
+    sha256: str
+    """Of its weights."""
+    validation_accuracy: float
+    """Of one pass, computed in float32 as for the soups it is compared with."""
+    kept: bool
+    """Whether its weights are in the average."""
+
+
+class SoupRecord(Record):
+    """How averaged weights came about, and what averaging gained or lost on the validation faces."""
+
+    method: SoupMethod
+    """As asked for."""
+    chosen: SoupMethod
+    """`uniform` or `greedy`: which of them the weights are."""
+    ingredients: tuple[Ingredient, ...]
+    """Best first."""
+    best_member: float
+    """Validation accuracy of one pass of the best ingredient, in [0, 1]."""
+    uniform: float
+    """Likewise of the average of all."""
+    greedy: float
+    """Likewise of the average of those that do not lower its accuracy."""
+
+
 class MemberRecord(Record):
     """The JSON file beside a member's weights."""
 
@@ -50,10 +83,13 @@ class MemberRecord(Record):
     """The name of the file with the weights, in the same directory."""
     sha256: str
     epoch: int
-    weights_of: Literal["network", "ema", "swa"] = "network"
-    """The network as trained, its exponential moving average, or its stochastic weight average."""
+    """From 1; 0 of a soup."""
+    weights_of: Literal["network", "ema", "swa", "soup"] = "network"
+    """The network as trained, its exponential moving average, its stochastic weight average, or several members'."""
     validation_accuracy: float
     model: ModelConfig
+    soup: SoupRecord | None = None
+    """What it was averaged from, where its weights are a soup."""
 
 
 class DataRecord(Record):
@@ -89,7 +125,7 @@ class RunRecord(Record):
     """That the epochs took."""
     versions: dict[str, str]
     combined_from: tuple[str, ...] = ()
-    """Of a run that `combine` made: which file each member was copied from, relative to the run."""
+    """Of a run that `combine` made: which files its members were copied or averaged from, relative to the run."""
 
 
 class FittedDecision(Record):
@@ -113,7 +149,8 @@ def save_member(
     model: ModelConfig,
     epoch: int,
     accuracy: float,
-    weights_of: Literal["network", "ema", "swa"] = "network",
+    weights_of: Literal["network", "ema", "swa", "soup"] = "network",
+    soup: SoupRecord | None = None,
 ) -> str:
     """Write a member's two files.
 
@@ -130,6 +167,7 @@ def save_member(
         weights_of=weights_of,
         validation_accuracy=accuracy,
         model=model,
+        soup=soup,
     )
     (directory / f"{name}.json").write_text(record.to_json(), encoding="utf-8")
     return f"{name}.json"

@@ -13,9 +13,18 @@ from emoexport.files import new_directory, refuse_foreign
 from emoexport.train.checkpoint import RUN_FILE, FittedDecision, MemberRecord, RunRecord, load_member, read_run
 from emoexport.train.dataset import DataSet, is_synthetic
 from emoexport.train.decision_fit import fit_rules
-from emoexport.train.ensemble import training_faces
+from emoexport.train.ensemble import Training, training_faces
 
-__all__ = ["Candidate", "best_members", "combine_runs", "runs_to_combine"]
+__all__ = [
+    "Candidate",
+    "best_members",
+    "combine_runs",
+    "combined_record",
+    "different_members",
+    "faces_of_run",
+    "relative_path",
+    "runs_to_combine",
+]
 
 
 class Candidate(NamedTuple):
@@ -27,22 +36,23 @@ class Candidate(NamedTuple):
     record: MemberRecord
 
 
-def runs_to_combine(runs: Sequence[Path], out: Path, *, force: bool = False) -> list[RunRecord]:
+def runs_to_combine(runs: Sequence[Path], out: Path, *, least: int = 2, force: bool = False) -> list[RunRecord]:
     """Read what the runs say of themselves, and refuse at once what cannot become one run.
 
     Args:
-        runs: two or more directories.
+        runs: their directories.
         out: the run to be made.
+        least: how many runs are needed.
         force: whether a run that stands at `out` may be replaced.
 
     Raises:
-        UsageError: if there are fewer than two runs, one is named twice, or `out` is taken.
+        UsageError: if there are fewer runs, one is named twice, or `out` is taken.
         BadCheckpoint: if one is no run, or they differ in labels, size, channels, views or faces.
     """
     places = [run.resolve() for run in runs]
-    if len(set(places)) < max(2, len(places)):
+    if len(set(places)) < max(least, len(places)):
         raise UsageError(
-            f"{len(set(places))} different runs are named, of {len(places)}; needed are two or more, each once.",
+            f"{len(set(places))} different runs are named, of {len(places)}; needed are {least} or more, each once.",
             hint="emoexport combine runs/a runs/b -o runs/ab",
         )
     if out.resolve() in places:
@@ -99,13 +109,7 @@ def best_members(runs: Sequence[Path], records: Sequence[RunRecord], count: int)
         UsageError: if the runs have fewer members.
         BadCheckpoint: if a member's record cannot be read.
     """
-    found = [
-        Candidate(run, run / name, MemberRecord.parse_json(run / name, error=BadCheckpoint))
-        for run, record in zip(runs, records, strict=True)
-        for name in record.members
-    ]
-    different = list({one.record.sha256: one for one in reversed(found)}.values())[::-1]
-    ranked = sorted(different, key=_accuracy, reverse=True)
+    ranked = different_members(runs, records)
     if len(ranked) < count:
         raise UsageError(
             f"the runs have {len(ranked)} different members; needed are {count}.", hint=f"--members {len(ranked)}"
@@ -113,6 +117,45 @@ def best_members(runs: Sequence[Path], records: Sequence[RunRecord], count: int)
     best_of_each = {one.run: one for one in reversed(ranked)}.values() if count >= len(runs) else ()
     chosen = [*best_of_each, *(one for one in ranked if one not in best_of_each)][:count]
     return sorted(chosen, key=_accuracy, reverse=True)
+
+
+def different_members(runs: Sequence[Path], records: Sequence[RunRecord]) -> list[Candidate]:
+    """All members, best first; one that stands in several runs is taken once.
+
+    Raises:
+        BadCheckpoint: if a member's record cannot be read.
+    """
+    found = [
+        Candidate(run, run / name, MemberRecord.parse_json(run / name, error=BadCheckpoint))
+        for run, record in zip(runs, records, strict=True)
+        for name in record.members
+    ]
+    different = list({one.record.sha256: one for one in reversed(found)}.values())[::-1]
+    return sorted(different, key=_accuracy, reverse=True)
+
+
+def faces_of_run(run: Path, record: RunRecord, data: DataSet, *, train: bool = False) -> Training:
+    """The faces that a run validated on, and those it was trained on.
+
+    Args:
+        run: its directory.
+        record: its record.
+        data: where the faces are to be.
+        train: whether the training faces must be those of the run too.
+
+    Raises:
+        BadData: if they are others.
+    """
+    faces = training_faces(data, record.config)
+    found = {"validation": faces.validation.sha256() == record.data.validation_sha256}
+    if train:
+        found["training"] = faces.train.sha256() == record.data.train_sha256
+    for name, is_same in found.items():
+        if not is_same:
+            raise BadData(
+                f"the {name} faces in {data.source} are not those of {run}.", hint="--data names where those are"
+            )
+    return faces
 
 
 def _accuracy(candidate: Candidate) -> float:
@@ -147,15 +190,11 @@ def combine_runs(
     """
     records = runs_to_combine(runs, out, force=force)
     first = records[0]
-    validation = training_faces(data, first.config).validation
-    if validation.sha256() != first.data.validation_sha256:
-        raise BadData(
-            f"the validation faces in {data.source} are not those of {runs[0]}.", hint="--data names where those are"
-        )
+    validation = faces_of_run(runs[0], first, data).validation
     chosen = best_members(runs, records, members)
     with new_directory(out, marker=RUN_FILE) as directory:
         names = [_copy_member(one, directory / "members", rank) for rank, one in enumerate(chosen, start=1)]
-        record = _record(records, chosen, names, source=data.source, out=out)
+        record = combined_record(records, [one.path for one in chosen], names, source=data.source, out=out)
         (directory / RUN_FILE).write_text(record.to_json(), encoding="utf-8")
         for name, one in zip(names, chosen, strict=True):
             console.print(
@@ -169,19 +208,28 @@ def combine_runs(
     return fitted
 
 
-def _record(
-    records: Sequence[RunRecord], chosen: Sequence[Candidate], names: Sequence[str], *, source: str, out: Path
+def combined_record(
+    records: Sequence[RunRecord], origins: Sequence[Path], names: Sequence[str], *, source: str, out: Path
 ) -> RunRecord:
+    """What a run made of others says of itself: the settings of the first, with its own members.
+
+    Args:
+        records: those of the others.
+        origins: the members' JSON files that went into it.
+        names: its own members' JSON files, in `members/`.
+        source: where the faces are.
+        out: where the run will be.
+    """
     first = records[0]
-    training = first.config.training.model_copy(update={"members": len(chosen)})
-    place = source if is_synthetic(source) else _from(out, Path(source))
+    training = first.config.training.model_copy(update={"members": len(names)})
+    place = source if is_synthetic(source) else relative_path(out, Path(source))
     return first.model_copy(
         update={
             "config": first.config.model_copy(update={"training": training}),
             "data": first.data.model_copy(update={"source": place}),
             "members": tuple(f"members/{name}" for name in names),
             "seconds": round(sum(one.seconds for one in records), 1),
-            "combined_from": tuple(_from(out, one.path) for one in chosen),
+            "combined_from": tuple(relative_path(out, path) for path in origins),
         }
     )
 
@@ -198,6 +246,6 @@ def _copy_member(member: Candidate, directory: Path, rank: int) -> str:
     return f"{rank}.json"
 
 
-def _from(out: Path, path: Path) -> str:
+def relative_path(out: Path, path: Path) -> str:
     """A path that holds as long as both move together."""
     return os.path.relpath(path.resolve(), out.resolve())

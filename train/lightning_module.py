@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LinearLR, LRScheduler, SequentialLR
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from emoexport.train.augment import FaceAugmentation
+from emoexport.train.batch_norm import estimate_statistics
 from emoexport.train.config import RunConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet
 from emoexport.train.standing import WeightsName
@@ -22,9 +22,6 @@ from emoexport.train.standing import WeightsName
 __all__ = ["MemberTraining", "metric_name"]
 
 Batch = tuple[Tensor, Tensor, Tensor]
-
-# Batches of training faces from which the averaged weights get their batch-norm statistics.
-_BATCH_NORM_BATCHES = 50
 
 
 def metric_name(weights: WeightsName) -> str:
@@ -142,14 +139,13 @@ class MemberTraining(L.LightningModule):
         if self.swa is None or self.current_epoch + 1 < self.settings.swa_from:
             return
         self.swa.update_parameters(self.network)
-        if any(isinstance(module, _BatchNorm) for module in self.swa.modules()):
-            update_bn(self._batch_norm_pictures(), self.swa.module)
-            self.swa.eval()
+        estimate_statistics(self.swa.module, self._training_faces())
+        self.swa.eval()
 
-    def _batch_norm_pictures(self) -> Iterator[Tensor]:
+    def _training_faces(self) -> Iterator[Tensor]:
         loader: Iterable[Batch] = self.trainer.train_dataloader or ()
-        for _, batch in zip(range(_BATCH_NORM_BATCHES), loader, strict=False):
-            yield batch[0].to(self.device).float() / 255
+        for faces, _, _ in loader:
+            yield faces.to(self.device)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """The figures of the network and of its averages over the validation faces, each seen once, as it is."""

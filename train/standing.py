@@ -1,12 +1,21 @@
-"""Who becomes a member: the best weights of distinct epochs."""
+"""Who becomes a member: the best weights of distinct epochs, or an average of members."""
 
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Literal, NamedTuple
 
-__all__ = ["Candidate", "WeightsName", "podium"]
+__all__ = ["Candidate", "SoupMethod", "WeightsName", "podium"]
 
 
 WeightsName = Literal["network", "ema", "swa"]
+
+
+class SoupMethod(StrEnum):
+    """Which members go into a soup: all, those that do not lower its validation accuracy, or the better of both."""
+
+    UNIFORM = "uniform"
+    GREEDY = "greedy"
+    BEST = "best"
 
 
 class Candidate(NamedTuple):
