@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 LINKS  := build/links/emoexport
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format links clean
+.PHONY: help install demo test test-all check format links clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -26,6 +26,9 @@ demo: $(READY) ## train, build, verify and time a small ensemble on synthetic fa
 	@$(BIN)/emoexport verify build/demo
 
 test: $(READY) ## the tests, under 10 minutes on 2 cores
+	@$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(READY) ## the slow ones too
 	@$(BIN)/python -m pytest
 
 check: $(READY) links ## format, lint, types, layers

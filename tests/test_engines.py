@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,8 @@ from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
 from emoexport.precision import PRECISIONS
 
 CASES = [(backend, precision) for backend in BACKENDS.values() for precision in backend.precisions]
+
+BATCHES = (1, 2, 7, 16)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
@@ -57,10 +62,14 @@ def test_precisions_do_differ(bundle, faces):
             assert difference > 1e-7, name
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def slack_of(engine: Engine) -> float:
+    return 1e-6 if engine.precision == "fp32" else 2e-3
+
+
+@pytest.mark.parametrize("count", BATCHES)
 def test_rows_do_not_depend_on_their_neighbours(engine, faces, count):
     """Identical rows, permuted rows and other batch sizes give the same answers."""
-    slack = 1e-6 if engine.precision == "fp32" else 2e-3
+    slack = slack_of(engine)
     some = faces[0][:count]
     together = engine.run(some).probabilities
     alone = np.concatenate([engine.run(face[None]).probabilities for face in some])
@@ -71,10 +80,29 @@ def test_rows_do_not_depend_on_their_neighbours(engine, faces, count):
     assert np.abs(same - same[0]).max() <= slack
 
 
-def test_a_mirrored_face_gets_the_same_vote(engine, faces):
-    slack = 1e-6 if engine.precision == "fp32" else 2e-3
-    straight, mirrored = engine.run(faces[0][:8]), engine.run(np.ascontiguousarray(faces[0][:8, :, ::-1]))
-    assert np.abs(straight.probabilities - mirrored.probabilities).max() <= slack
+@pytest.mark.parametrize("fill", [0, 255])
+@pytest.mark.parametrize("count", BATCHES)
+def test_rows_that_pad_a_batch_leak_nothing(engine, faces, count, fill):
+    some = faces[0][:count]
+    padded = np.concatenate([some, np.full((17 - count, *some.shape[1:]), fill, dtype=np.uint8)])
+    found, wanted = engine.run(padded).probabilities[:count], engine.run(some).probabilities
+    assert np.abs(found - wanted).max() <= slack_of(engine)
+
+
+@pytest.mark.parametrize("count", BATCHES)
+def test_a_mirrored_face_gets_the_same_vote(engine, faces, count):
+    straight, mirrored = engine.run(faces[0][:count]), engine.run(np.ascontiguousarray(faces[0][:count, :, ::-1]))
+    assert np.abs(straight.probabilities - mirrored.probabilities).max() <= slack_of(engine)
+
+
+def test_a_copy_of_the_graph_opened_again_gives_the_same(engine, bundle, faces, tmp_path):
+    copy = Path(shutil.copy(bundle.graph(engine.precision), tmp_path / "copy.onnx"))
+    backend = backends_named([engine.name.partition("-")[0]])[0]
+    again = open_engine(backend, copy, precision=engine.precision, face_shape=(32, 32, 1), max_batch=64)
+    for count in BATCHES:
+        found, wanted = again.run(faces[0][:count]), engine.run(faces[0][:count])
+        assert np.abs(found.probabilities - wanted.probabilities).max() <= 1e-6
+        assert np.array_equal(found.label, wanted.label)
 
 
 @pytest.mark.parametrize(

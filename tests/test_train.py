@@ -64,6 +64,7 @@ def test_validation_is_set_aside_from_train_where_there_is_none(tmp_path):
     assert not rows & {image.tobytes() for image in chosen.validation.images}
 
 
+@pytest.mark.slow
 def test_the_tiny_preset_learns_drawn_faces_but_not_to_the_full(tmp_path, quiet):
     config = load_config("tiny", members=1)
     train_ensemble(config, load_data("synthetic:5600", size=48), tmp_path / "x", label_order="fer2013", console=quiet)
