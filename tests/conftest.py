@@ -1,5 +1,7 @@
 """One small data set, run and bundle for the whole session: what most tests look at."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from emoexport import cli
 from emoexport.bundle import Bundle
 from emoexport.decision import Decision, PairRule
 from emoexport.train.config import ModelConfig, RunConfig
@@ -44,6 +47,20 @@ batch_size = 32
 learning_rate = 4e-3
 augmentation = 0.3
 """
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line as a user would: arguments to exit code, standard output and standard error."""
+
+    def typed(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exited.value.code or 0), printed.out, printed.err
+
+    return typed
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 import io
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import binom
 
-from emoexport import cli
 from emoexport.errors import BadData, UsageError
 from emoexport.inspection import audit
 from emoexport.labels import EMOTIONS, to_label
@@ -224,25 +222,13 @@ def tree_of(splits: dict[str, Faces], root) -> str:
     return str(root / "tree")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exited.value.code or 0), printed.out, printed.err
-
-    return call
-
-
-def test_the_command_reports_and_strict_fails(planted, tmp_path, run):
+def test_the_command_reports_and_strict_fails(planted, tmp_path, call):
     tree, out = tree_of(planted, tmp_path), tmp_path / "out"
-    code, printed, err = run("data", "audit", tree)
+    code, printed, err = call("data", "audit", tree)
     assert code == 0, err
     assert "Near duplicates" in printed
     assert not out.exists()
-    code, _, err = run("data", "audit", tree, "--out", out, "--strict")
+    code, _, err = call("data", "audit", tree, "--out", out, "--strict")
     assert code == 1
     assert "rows of test that stand in train: 1; pictures with contradicting labels: 1; blank pictures: 1;" in err
     report = json.loads((out / "audit.json").read_text())
@@ -250,9 +236,9 @@ def test_the_command_reports_and_strict_fails(planted, tmp_path, run):
     assert "| train | 40 | 38 | 2 | 0 | 2 | 1 | 36 | 2 | 0 |" in (out / "audit.md").read_text()
 
 
-def test_strict_passes_good_data_and_near_duplicates_can_be_left_out(tmp_path, run):
+def test_strict_passes_good_data_and_near_duplicates_can_be_left_out(tmp_path, call):
     tree = tree_of({"train": split(IMAGES[:42], LABELS[:42])}, tmp_path)
-    code, printed, err = run("data", "audit", tree, "--strict", "--no-near", "--out", tmp_path / "out")
+    code, printed, err = call("data", "audit", tree, "--strict", "--no-near", "--out", tmp_path / "out")
     assert code == 0, err
     assert "Near duplicates" not in printed
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -288,10 +274,10 @@ def test_too_few_faces_to_train_and_validate_on():
     ("written", "meant"),
     [("hapy", "happy"), ("suprise", "surprise"), ("Angrey", "angry"), ("sadnes", "sadness"), ("neutrall", "neutral")],
 )
-def test_a_misspelt_class_folder_names_the_nearest_emotion(written, meant, tmp_path, run):
+def test_a_misspelt_class_folder_names_the_nearest_emotion(written, meant, tmp_path, call):
     tree = tree_of({"train": split(IMAGES[:14], np.arange(14) % 7)}, tmp_path)
     (tmp_path / "tree" / "train" / "happy").rename(tmp_path / "tree" / "train" / written)
-    code, _, err = run("data", "audit", tree)
+    code, _, err = call("data", "audit", tree)
     assert code == 4
     assert f"Did you mean '{meant}'?" in err
     with pytest.raises(BadData) as caught:

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from emoexport import cli
 from emoexport.errors import BadData, UsageError
 from emoexport.labels import EMOTIONS
 from emoexport.train.audit import face_hashes
@@ -275,20 +274,12 @@ def test_the_default_directory_is_named_for_data_and_inputs(uneven):
     assert len(name) == len("synthetic-") + 8
 
 
-def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exited:
-        cli.main()
-    printed = capsys.readouterr()
-    return int(exited.value.code or 0), printed.out, printed.err
-
-
-def test_the_command_balances_what_train_trains_on(config_file, tmp_path, monkeypatch, capsys):
+def test_the_command_balances_what_train_trains_on(config_file, tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     images, labels = synthetic_faces(140, size=32, seed=8)
     pq.write_table(pa.table({"png": [png(image) for image in images], "label": labels}), "train.parquet")
     typed = ("data", "balance", "train.parquet", "--per-class", 25, "--config", config_file, "--seed", 5)
-    code, out, err = call(monkeypatch, capsys, *typed)
+    code, out, err = call(*typed)
     assert code == 0, err
     assert [line.split() for line in out.splitlines() if line.strip().startswith("sad ")] == [
         ["sad", "18", "18", "7", "0"]
@@ -302,15 +293,15 @@ def test_the_command_balances_what_train_trains_on(config_file, tmp_path, monkey
     sources = set(table["source_blake2b"].to_pylist())
     assert sources == set(face_hashes(chosen.train.images))
     assert not sources & set(face_hashes(chosen.validation.images))
-    code, out, _ = call(monkeypatch, capsys, *typed)
+    code, out, _ = call(*typed)
     assert code == 0
     assert "balanced set reused" in out
-    code, _, err = call(monkeypatch, capsys, *typed, "--out", tmp_path)
+    code, _, err = call(*typed, "--out", tmp_path)
     assert code == 2
     assert "holds other files" in err
 
 
-def test_help_has_an_example(monkeypatch, capsys):
-    code, out, _ = call(monkeypatch, capsys, "data", "balance", "--help")
+def test_help_has_an_example(call):
+    code, out, _ = call("data", "balance", "--help")
     assert code == 0
     assert "Example: emoexport data balance" in out

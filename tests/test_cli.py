@@ -6,28 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from emoexport import cli
 from emoexport.precision import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 
 
-def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
-    """Run the command line as a user would, and return exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exited:
-        cli.main()
-    printed = capsys.readouterr()
-    return int(exited.value.code or 0), printed.out, printed.err
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
-
-
-def test_without_arguments_the_map_is_shown(run):
-    code, out, _ = run()
+def test_without_arguments_the_map_is_shown(call):
+    code, out, _ = call()
     assert code == 0
     for command in ("train", "evaluate", "build", "verify", "bench"):
         assert f"emoexport {command}" in out
@@ -37,8 +22,8 @@ def test_without_arguments_the_map_is_shown(run):
     "command",
     ["train", "evaluate", "combine", "data audit", "data balance", "build", "inspect", "verify", "bench", "cube"],
 )
-def test_help_has_an_example(command, run):
-    code, out, _ = run(*command.split(), "--help")
+def test_help_has_an_example(command, call):
+    code, out, _ = call(*command.split(), "--help")
     assert code == 0
     assert f"Example: emoexport {command}" in out
 
@@ -62,20 +47,20 @@ def test_engines_load_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_bare_commands_find_the_last_run_and_bundle(run, config_file, tmp_path, monkeypatch):
+def test_bare_commands_find_the_last_run_and_bundle(call, config_file, tmp_path, monkeypatch):
     """The whole way, in an empty directory, naming nothing."""
     monkeypatch.chdir(tmp_path)
-    code, out, err = run("train", "--data", "synthetic:350", "--config", config_file)
+    code, out, err = call("train", "--data", "synthetic:350", "--config", config_file)
     assert code == 0, err
     assert "runs/synthetic-tiny" in out
-    code, out, err = run("build", "--int8", "--calib-size", "14", "--max-batch", "32")
+    code, out, err = call("build", "--int8", "--calib-size", "14", "--max-batch", "32")
     assert code == 0, err
     assert "build/synthetic-tiny/model.int8.onnx" in out
-    code, out, err = run("verify", "--rounds", "2")
+    code, out, err = call("verify", "--rounds", "2")
     assert code == 0, out + err
     assert "verdict: passed" in out
     assert "PyTorch" in out
-    code, out, err = run("bench", "--rounds", "2", "--batch", "2", "--engine", "onnxruntime")
+    code, out, err = call("bench", "--rounds", "2", "--batch", "2", "--engine", "onnxruntime")
     assert code == 0, err
     last = json.loads(out.strip().splitlines()[-1])
     assert {result["engine"] for result in last["results"]} == {"torch-fp32", "onnxruntime-fp32", "onnxruntime-int8"}
@@ -83,11 +68,11 @@ def test_bare_commands_find_the_last_run_and_bundle(run, config_file, tmp_path, 
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["synthetic-tiny"]
 
 
-def test_inspect_shows_tables_or_one_json_document(run, bundle):
-    code, out, _ = run("inspect", bundle.path)
+def test_inspect_shows_tables_or_one_json_document(call, bundle):
+    code, out, _ = call("inspect", bundle.path)
     assert code == 0
     assert "32 (2 members x 16 views)" in out
-    code, out, err = run("inspect", bundle.path, "--json")
+    code, out, err = call("inspect", bundle.path, "--json")
     assert (code, err) == (0, "")
     assert set(json.loads(out)["graphs"]) == {"fp32", "fp16", "int8"}
 
@@ -171,10 +156,10 @@ def places(tmp_path, run_dir, bundle, faces):
 
 
 @pytest.mark.parametrize(("typed", "code", "said"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_mistakes_get_a_sentence_and_leave_nothing(typed, code, said, run, places, tmp_path, monkeypatch):
+def test_mistakes_get_a_sentence_and_leave_nothing(typed, code, said, call, places, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    found, _, err = run(*typed.format(**places).split())
+    found, _, err = call(*typed.format(**places).split())
     assert found == code, err
     assert err.startswith(said.format(**places)), err
     assert "Traceback" not in err
@@ -184,20 +169,20 @@ def test_mistakes_get_a_sentence_and_leave_nothing(typed, code, said, run, place
 
 
 @pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "fp32"])
-def test_every_precision_has_its_flag(precision, run):
-    _, out, _ = run("build", "--help")
+def test_every_precision_has_its_flag(precision, call):
+    _, out, _ = call("build", "--help")
     assert f"--{precision}" in out
 
 
-def test_a_run_that_is_no_directory_to_write_in(run, config_file, tmp_path):
+def test_a_run_that_is_no_directory_to_write_in(call, config_file, tmp_path):
     (tmp_path / "file").write_text("x")
-    code, _, err = run("train", "--data", "synthetic:140", "--config", config_file, "--out", tmp_path / "file/x")
+    code, _, err = call("train", "--data", "synthetic:140", "--config", config_file, "--out", tmp_path / "file/x")
     assert code == 4
     assert err.startswith("error: ")
     assert "Traceback" not in err
 
 
-def test_missing_weights_are_told_before_data_is_read(run, monkeypatch, tmp_path):
+def test_missing_weights_are_told_before_data_is_read(call, monkeypatch, tmp_path):
     from emoexport.train import pretrained
 
     def offline(*_, **__):
@@ -206,7 +191,7 @@ def test_missing_weights_are_told_before_data_is_read(run, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(pretrained, "get_hf_file_metadata", offline)
-    code, out, err = run("train", "--preset", "guide", "--data", "no/such/data")
+    code, out, err = call("train", "--preset", "guide", "--data", "no/such/data")
     assert code == 3
     assert out == ""
     assert err.startswith("error: the weights of 'convnext_large' are not on this machine")
@@ -214,14 +199,14 @@ def test_missing_weights_are_told_before_data_is_read(run, monkeypatch, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_setting_names_the_nearest(run, tmp_path):
+def test_an_unknown_setting_names_the_nearest(call, tmp_path):
     (tmp_path / "x.toml").write_text("[training]\nlearnig_rate = 0.1\n")
-    code, _, err = run("train", "--config", tmp_path / "x.toml")
+    code, _, err = call("train", "--config", tmp_path / "x.toml")
     assert code == 2
     assert "learning_rate" in err
 
 
-def test_a_failed_verdict_is_exit_code_1(run, bundle, monkeypatch):
+def test_a_failed_verdict_is_exit_code_1(call, bundle, monkeypatch):
     from emoexport.engines.onnxruntime_engine import OnnxRuntimeEngine
     from emoexport.outcome import Outcome
 
@@ -229,18 +214,18 @@ def test_a_failed_verdict_is_exit_code_1(run, bundle, monkeypatch):
     monkeypatch.setattr(
         OnnxRuntimeEngine, "_run", lambda self, faces: Outcome(*(column[::-1] for column in honest(self, faces)))
     )
-    code, out, _ = run("verify", bundle.path, "--engine", "onnxruntime", "--limit", "40", "--rounds", "1")
+    code, out, _ = call("verify", bundle.path, "--engine", "onnxruntime", "--limit", "40", "--rounds", "1")
     assert code == 1
     assert "verdict: failed" in out
     assert "labels agree" in out
 
 
-def test_a_tampered_bundle_is_exit_code_4(run, bundle, tmp_path):
+def test_a_tampered_bundle_is_exit_code_4(call, bundle, tmp_path):
     copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
     path = copy / "model.fp32.onnx"
     path.write_bytes(path.read_bytes()[:-100])
     for command in ("verify", "inspect"):
-        code, out, err = run(command, copy)
+        code, out, err = call(command, copy)
         assert (code, out) == (4, "")
         assert "bytes; the manifest says" in err
         assert "next: emoexport build" in err

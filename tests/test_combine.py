@@ -2,14 +2,13 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emoexport import cli, pipeline
+from emoexport import pipeline
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadCheckpoint, BadData, UsageError
@@ -215,22 +214,15 @@ def test_a_run_is_replaced_only_by_force_and_only_by_a_whole_one(combined, runs,
     assert len(load_members(out)[1]) == 3
 
 
-def test_the_command(trained, tmp_path, monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emoexport", "combine", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exited.value.code or 0), printed.out, printed.err
-
+def test_the_command(trained, tmp_path, call):
     runs = [trained / name for name in BACKBONES]
-    code, out, _ = call("--help")
+    code, out, _ = call("combine", "--help")
     assert code == 0
     assert "Example: emoexport combine" in out
-    code, out, err = call(*runs, "-o", tmp_path / "both")
+    code, out, err = call("combine", *runs, "-o", tmp_path / "both")
     assert (code, out) == (2, "")
     assert err == "error: the runs have 4 different members; needed are 5.\nnext: --members 4\n"
-    code, out, err = call(*runs, "-o", tmp_path / "both", "--members", 2)
+    code, out, err = call("combine", *runs, "-o", tmp_path / "both", "--members", 2)
     assert code == 0, err
     assert re.search(r"member 1: .*, validation accuracy 0\.\d{3}", out)
     assert "temperature " in out

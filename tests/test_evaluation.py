@@ -1,7 +1,6 @@
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emoexport import cli, ensembles
+from emoexport import ensembles
 from emoexport.decision import Decision, PairRule
 from emoexport.ensembles import evaluate, open_ensemble
 from emoexport.errors import BadCheckpoint, UsageError
@@ -343,18 +342,6 @@ def test_the_single_pass_is_of_the_untouched_face_whatever_votes(run, quiet):
     plain, _ = evaluate(open_ensemble([run]), tta=False, members=False, post_process=False, limit=70, console=quiet)
     assert report.views == ("flip", "zoom")
     assert report.results[0].steps[0] == plain.results[0].steps[0]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def typed(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exited.value.code or 0), printed.out, printed.err
-
-    return typed
 
 
 def is_drawn(picture: Path) -> bool:

@@ -3,7 +3,6 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from emoexport import cli, pipeline
+from emoexport import pipeline
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadCheckpoint, BadData, UsageError
 from emoexport.files import sha256_of
@@ -283,18 +282,6 @@ def test_a_soup_folds_and_decides_like_its_reference(soup_dir, tmp_path, data, q
     assert len(opened) == sum(backend.is_installed() for backend in BACKENDS.values())
     for engine in opened:
         assert np.abs(engine.run_all(faces).probabilities - wanted.probabilities).max() < 1e-5
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def typed(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["emoexport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(exited.value.code or 0), printed.out, printed.err
-
-    return typed
 
 
 def test_the_command_leaves_a_planted_bad_member_out(run, tmp_path, call):
