@@ -15,7 +15,8 @@ __all__ = ["summary_tables"]
 def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
     """Titles and tables: the fold as a whole, its members, views, graphs, tensor types and operators."""
     yield f"{summary.bundle}, built {summary.created}", _fold_table(summary)
-    yield "members", _table(_member_rows(summary), "backbone")
+    members = [_member_row(number, one) for number, one in enumerate(summary.members, 1)]
+    yield "members", _table(_with_weights(members, summary.members), "backbone")
     yield "views", _table(_view_rows(summary), "view", "function", "parameters", "mirrored", "same as")
     yield "graphs", _table(_graph_rows(summary), "graph", "file")
     yield (
@@ -35,7 +36,9 @@ def _fold_table(summary: BundleSummary) -> Table:
     merged = sum(view.same_as is not None for view in summary.views)
     computed = f"{views - merged} of {views} views" if merged else f"{views} views"
     out = summary.bytes_out_a_face
+    chosen = ", ".join(str(number) for number in summary.choice.members)
     facts = {
+        **({"of the run": f"members {chosen}"} if chosen else {}),
         "passes a face": f"{summary.passes_a_face} ({members} members x {computed})",
         "vote": summary.vote,
         "decision": _decision_line(summary.decision),
@@ -55,13 +58,6 @@ def _decision_line(decision: Decision) -> str:
         f"temperature {decision.temperature:.3g}, {len(decision.thresholds)} thresholds, "
         f"{len(decision.pairs)} confusion pairs"
     )
-
-
-def _member_rows(summary: BundleSummary) -> list[Row]:
-    rows = [_member_row(number, member) for number, member in enumerate(summary.members, 1)]
-    if summary.choice.members:
-        rows = [row | {"of the run": str(number)} for row, number in zip(rows, summary.choice.members, strict=True)]
-    return _with_weights(rows, summary.members)
 
 
 def _view_rows(summary: BundleSummary) -> list[Row]:
