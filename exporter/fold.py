@@ -40,7 +40,7 @@ class Fold(nn.Module):
         super().__init__()
         columns = np.arange(len(views)) if same_as is None else np.asarray(same_as)
         shown, place = np.unique(columns, return_inverse=True)
-        every = np.ones((1, len(views))) if weights is None else weights
+        every = np.broadcast_to(1.0 if weights is None else weights, (len(members), len(views)))
         self.show = Show([views[column] for column in shown])
         self.members = nn.ModuleList(members)
         self.score = Score(len(shown))
@@ -94,23 +94,18 @@ class Score(nn.Module):
 
 
 class Vote(nn.Module):
-    """The weighted mean of the probabilities over members and views; the plain one where the weights are equal.
-
-    Args:
-        weights: `(K, V)`, or `(1, V)` for members that weigh the same.
-    """
+    """The weighted mean of the probabilities over members and views; the plain one where weights `(K, V)` are equal."""
 
     def __init__(self, weights: NDArray[np.float64]) -> None:
         super().__init__()
-        self.weights = None if np.ptp(weights) == 0 else weights
+        self.shares = None if np.ptp(weights) == 0 else weights / weights.sum()
 
     def forward(self, scores: Tensor) -> Tensor:
         """Probabilities of every pass `(N, K, V, L)` to probabilities `(N, L)`."""
-        if self.weights is None:
+        if self.shares is None:
             return scores.mean(dim=(1, 2))
-        weights = np.broadcast_to(self.weights, scores.shape[1:3])[..., None]
-        shares = torch.as_tensor(weights / weights.sum(), dtype=scores.dtype, device=scores.device)
-        return (scores * shares).sum(dim=(1, 2))
+        shares = torch.as_tensor(self.shares, dtype=scores.dtype, device=scores.device)
+        return (scores * shares[..., None]).sum(dim=(1, 2))
 
 
 class Repeat(nn.Module):

@@ -101,7 +101,7 @@ def test_vote_and_calibration_are_fp32_at_every_precision_and_absent_where_they_
     plain = Fold([torch.nn.Identity()], ALL, Decision(), weights=np.full((1, 16), 0.3), same_as=range(16))
     assert isinstance(plain.calibrate, torch.nn.Identity)
     assert isinstance(plain.repeat, torch.nn.Identity)
-    assert plain.vote.weights is None
+    assert plain.vote.shares is None
 
 
 def naive_vote(members, views, weights, faces: np.ndarray) -> np.ndarray:
