@@ -19,7 +19,7 @@ from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
 from emoexport.precision import precisions_named
 
-__all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "Manifest", "MemberEntry", "ViewEntry"]
+__all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "LayoutEntry", "Manifest", "MemberEntry", "ViewEntry"]
 
 MANIFEST_FILE = "manifest.json"
 
@@ -45,6 +45,17 @@ class ViewEntry(Record):
     function: str
     parameters: dict[str, float]
     mirrored: bool
+
+
+class LayoutEntry(Record):
+    """How the members stand in the graphs."""
+
+    name: str
+    """Of `fold.LAYOUTS`: `branches`, one subgraph a member; `stacked`, each operator once for all members."""
+    reason: str
+    """Why: it was asked for, or what was measured."""
+    median_ms: dict[str, float] | None = None
+    """By layout, of a call with one face; None where nothing was measured."""
 
 
 class GraphEntry(Record):
@@ -88,6 +99,10 @@ class Manifest(SealedRecord):
     views: tuple[ViewEntry, ...]
     vote: Literal["prob-mean"] = "prob-mean"
     decision: Decision
+    layout: LayoutEntry = LayoutEntry(name="branches", reason="the only layout there was")
+    rewrites: dict[str, int] | None = None
+    """By name in `rewrites.REWRITES`, how many nodes each took out of all members together; None in a manifest from
+    before there were any."""
     graphs: dict[str, GraphEntry]
     """By precision."""
     calibration: CalibrationEntry | None = None
@@ -164,6 +179,8 @@ def _run_of(bundle: Path, manifest: Manifest) -> Path:
 def _command(bundle: Path, manifest: Manifest) -> str:
     """What makes this bundle again."""
     flags = [f"--{precision}" for precision in manifest.graphs if precision != "fp32"]
+    if manifest.layout.name != "branches":
+        flags += ["--layout", manifest.layout.name]
     return " ".join(["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle), *flags])
 
 

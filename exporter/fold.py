@@ -1,27 +1,47 @@
 """The fold: views, members, vote and decision as one module, from raw faces to a label."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from emoexport.decision import Decision
+from emoexport.member_graph import MemberGraph
+from emoexport.stacked import Stacked
 from emoexport.views import View
 
-__all__ = ["Fold"]
+__all__ = ["LAYOUTS", "Branches", "Fold"]
+
+
+class Branches(nn.ModuleList):
+    """Members side by side; they may differ in architecture."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__(members)
+        for number, member in enumerate(members):
+            if isinstance(member, MemberGraph):
+                member.place(f"members.{number}")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`."""
+        return torch.stack([member(pictures) for member in self])
+
+
+LAYOUTS: Mapping[str, Callable[[Sequence[MemberGraph]], nn.Module]] = {"branches": Branches, "stacked": Stacked}
+"""How the members of an ensemble become one module, pictures `(n, C, H, W)` to logits `(K, n, L)`."""
 
 
 class Fold(nn.Module):
     """The whole ensemble as one function of the faces, ready for `torch.export`.
 
     All views of all faces go through a member as one batch of V*N pictures, so K forwards replace K*V.
-    A member maps pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`.
+    A member maps pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`; a list of them becomes `Branches`.
     """
 
-    def __init__(self, members: Sequence[nn.Module], views: Sequence[View], decision: Decision) -> None:
+    def __init__(self, members: Sequence[nn.Module] | nn.Module, views: Sequence[View], decision: Decision) -> None:
         super().__init__()
         self.show = Show(views)
-        self.members = nn.ModuleList(members)
+        self.members = members if isinstance(members, nn.Module) else Branches(members)
         self.score = Score(len(views))
         self.vote = Vote()
         self.calibrate = nn.Identity() if decision.temperature == 1 else Calibrate(decision.temperature)
@@ -39,8 +59,7 @@ class Fold(nn.Module):
             `(N, K, V, L)`, before vote and calibration.
         """
         shown = self.show(faces, next(self.parameters()).dtype)
-        logits = torch.stack([member(shown) for member in self.members])  # (K, V*N, L)
-        scores = self.score(logits)
+        scores = self.score(self.members(shown))
         probabilities = self.calibrate(self.vote(scores))
         label, confidence = self.decide(probabilities)
         return probabilities, label, confidence, scores

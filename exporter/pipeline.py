@@ -35,12 +35,14 @@ from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.flops import gflop_a_pass, parameters_of
 from emoexport.fold import Fold
-from emoexport.onnx_graph import OPSET, export_fold, operators
+from emoexport.layout import export_in_layout
+from emoexport.onnx_graph import OPSET, operators
 from emoexport.parity import ParityReport, compare
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
 from emoexport.quantize import QUANTIZED_OPERATORS
 from emoexport.reference import Reference
+from emoexport.rewrites import prepare_members
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
@@ -69,6 +71,7 @@ def build(
     calibration_faces: int = 512,
     calibration_data: str | None = None,
     max_batch: int = 256,
+    layout: str = "branches",
     console: Console,
 ) -> Bundle:
     """Fold a run into graphs.
@@ -80,9 +83,11 @@ def build(
         calibration_faces: how many faces of the training split to calibrate on.
         calibration_data: where they are, if not where the run read them.
         max_batch: the largest number of faces in a call.
+        layout: how the members stand in the graph, as `layout.export_in_layout` takes it.
         console: where progress is shown.
 
     Raises:
+        UsageError: if there is no such layout, or the members cannot stand in it.
         BadCheckpoint: if the members cannot be rebuilt or do not fit together.
         BadData: if calibration needs faces and they cannot be read.
     """
@@ -97,8 +102,21 @@ def build(
     data = data_of_run(run, record, calibration_data) if any(row.calibrated for row in rows) else None
     with new_directory(out, marker=MANIFEST_FILE) as directory:
         console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
+        member_entries = tuple(_member_entry(entry, member) for entry, member in zip(entries, members, strict=True))
+        graphs, rewrites = prepare_members(
+            members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
+        )
         fp32 = directory / "model.fp32.onnx"
-        export_fold(Fold(members, views, decision), fp32, face_shape=shape, max_batch=max_batch)
+        laid_out = export_in_layout(
+            graphs,
+            lambda module: Fold(module, views, decision),
+            fp32,
+            layout=layout,
+            face_shape=shape,
+            max_batch=max_batch,
+            console=console,
+        )
+        del graphs
         calibration = None
         ranges: dict[str, tuple[float, float]] = {}
         if data is not None:
@@ -122,7 +140,7 @@ def build(
             max_batch=max_batch,
             labels=model.labels,
             run=os.path.relpath(run.resolve(), out.resolve()),
-            members=tuple(_member_entry(entry, member) for entry, member in zip(entries, members, strict=True)),
+            members=member_entries,
             views=tuple(
                 ViewEntry(
                     name=view.name,
@@ -133,6 +151,8 @@ def build(
                 for view in views
             ),
             decision=decision,
+            layout=laid_out,
+            rewrites=rewrites,
             graphs={row.name: _graph_entry(directory, row) for row in rows},
             calibration=calibration,
             data=record.data.model_dump(mode="json"),

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from emoexport.bundle import Bundle, MemberEntry, ViewEntry
+from emoexport.bundle import Bundle, LayoutEntry, MemberEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
@@ -65,6 +65,9 @@ class BundleSummary(Record):
     views: tuple[ViewEntry, ...]
     vote: str
     decision: Decision
+    layout: LayoutEntry
+    rewrites: dict[str, int] | None
+    """By name, how many nodes each took out; None where the bundle is from before there were any."""
     passes_a_face: int
     parameters: int | None
     """Of all members; None where the bundle is from before they were counted, as in the next field."""
@@ -99,6 +102,8 @@ def summarize(bundle: Bundle) -> BundleSummary:
         views=manifest.views,
         vote=manifest.vote,
         decision=manifest.decision,
+        layout=manifest.layout,
+        rewrites=manifest.rewrites,
         passes_a_face=len(manifest.members) * len(manifest.views),
         parameters=sum(parameters for parameters, _ in known) if complete else None,
         gflop_a_face=sum(gflop for _, gflop in known) * len(manifest.views) if complete else None,
