@@ -42,7 +42,8 @@ class MemberGraph(nn.Module):
 
     def with_weights_of(self, member: nn.Module) -> "MemberGraph":
         """The same graph, with the weights of another network of the same configuration."""
-        weights = {**dict(member.named_parameters()), **dict(member.named_buffers())}
+        weights: dict[str, Tensor] = dict(member.named_buffers(remove_duplicate=False))
+        weights |= dict(member.named_parameters(remove_duplicate=False))
         targets = {node.target for node in self.graph.nodes if node.op == "get_attr"}
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))

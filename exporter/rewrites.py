@@ -118,15 +118,17 @@ def _fold_batch_norm(member: MemberGraph) -> int:
     count = 0
     for node in _nodes(member, aten._native_batch_norm_legit_no_training.default):
         source, weight, bias, mean, variance, _, epsilon = node.args
+        results = list(node.users)  # item 0; the statistics after it have no readers
+        if len(results) != 1:
+            continue
         scale = (_tensor(member, variance).double() + epsilon).rsqrt()
         if weight is not None:
             scale = scale * _tensor(member, weight).double()
         shift = -_tensor(member, mean).double() * scale
         if bias is not None:
             shift = shift + _tensor(member, bias).double()
-        result = next(iter(node.users))  # item 0: the others, statistics, have no readers
         if _into_previous(member, source, 1, Affine(scale, shift), reader=node):
-            _replace(member, result, source)
+            _replace(member, results[0], source)
             member.graph.erase_node(node)
             count += 1
     return count
@@ -140,7 +142,7 @@ def _fold_layer_scale(member: MemberGraph) -> int:
         if operands is None:
             continue
         source, axis, values = operands
-        if _into_previous(member, source, axis, Affine(values, torch.zeros_like(values)), reader=node):
+        if _into_previous(member, source, axis, Affine(values, None), reader=node):
             _replace(member, node, source)
             count += 1
     return count
@@ -168,7 +170,7 @@ def _fold_layer_norm(member: MemberGraph) -> int:
         if weight is None or len(shape) != 1:
             continue
         scale = _tensor(member, weight).double()
-        shift = torch.zeros_like(scale) if bias is None else _tensor(member, bias).double()
+        shift = None if bias is None else _tensor(member, bias).double()
         if _into_next(member, node, node.meta["val"].dim() - 1, Affine(scale, shift)):
             node.args = (source, shape, None, None, *rest)
             count += 1
@@ -187,17 +189,20 @@ REWRITES: Mapping[str, Callable[[MemberGraph], int]] = {
 
 @dataclass(frozen=True)
 class Affine:
-    """Of each channel a scale and a shift, float64 `(C,)` both."""
+    """Of each channel a scale and a shift, float64 `(C,)` both.
+
+    Where there is a shift it is kept even if it is 0, so that members whose weights differ keep the same operators.
+    """
 
     scale: Tensor
-    shift: Tensor
+    shift: Tensor | None
 
 
 ARITHMETIC: Mapping[Any, Callable[[Tensor], Affine]] = {
     aten.add.Tensor: lambda values: Affine(torch.ones_like(values), values),
     aten.sub.Tensor: lambda values: Affine(torch.ones_like(values), -values),
-    aten.mul.Tensor: lambda values: Affine(values, torch.zeros_like(values)),
-    aten.div.Tensor: lambda values: Affine(1 / values, torch.zeros_like(values)),
+    aten.mul.Tensor: lambda values: Affine(values, None),
+    aten.div.Tensor: lambda values: Affine(1 / values, None),
 }
 """What an operator with a constant on its right does to each channel."""
 
@@ -253,8 +258,8 @@ def _into_previous(member: MemberGraph, value: Any, axis: int, affine: Affine, *
         return False
     weight, bias = _weights(member, layer)
     wide = affine.scale.reshape(-1, *(1,) * (weight.dim() - 1))
-    shifted = affine.shift if bias is None else bias * affine.scale + affine.shift
-    _set_weights(member, layer, weight * wide, shifted if bias is not None or shifted.any() else None)
+    scaled = None if bias is None else bias * affine.scale
+    _set_weights(member, layer, weight * wide, _sum(scaled, affine.shift))
     return True
 
 
@@ -269,12 +274,17 @@ def _into_next(member: MemberGraph, value: fx.Node, axis: int, affine: Affine) -
         groups = _groups(layer)
         grouped = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, out, in, ...)
         wide = (groups, 1, -1, *(1,) * (weight.dim() - 2))
-        added = (grouped * affine.shift.reshape(wide)).flatten(2).sum(dim=2).reshape(-1)
-        if bias is not None:
-            added = added + bias
+        shift = affine.shift
+        added = None if shift is None else (grouped * shift.reshape(wide)).flatten(2).sum(dim=2).reshape(-1)
         scaled = (grouped * affine.scale.reshape(wide)).reshape(weight.shape)
-        _set_weights(member, layer, scaled, added if bias is not None or added.any() else None)
+        _set_weights(member, layer, scaled, _sum(bias, added))
     return True
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other
 
 
 def _layers_after(value: fx.Node, axis: int) -> Iterator[fx.Node | None]:
@@ -290,7 +300,7 @@ def _layers_after(value: fx.Node, axis: int) -> Iterator[fx.Node | None]:
 def _can_take(member: MemberGraph, layer: fx.Node, affine: Affine) -> bool:
     """Zeros that a convolution adds around its input are not shifted."""
     padding: Any = layer.args[4] if len(layer.args) > 4 else ()
-    return _has_own_weights(member, layer) and not (any(padding) and bool(affine.shift.any()))
+    return _has_own_weights(member, layer) and not (any(padding) and affine.shift is not None)
 
 
 def _channels(layer: fx.Node) -> int:

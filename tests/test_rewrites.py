@@ -73,6 +73,18 @@ class Shared(Scaled):
         return self.layer(self.norm(rows)) + self.layer(rows) * self.gamma
 
 
+class Tied(Scaled):
+    """Two layers with one weight, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Linear(8, 6)
+        self.again.weight = self.layer.weight
+
+    def forward(self, pictures):
+        return super().forward(pictures) + self.again(pictures.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 @pytest.mark.parametrize(
     ("network", "wanted", "left"),
     [
@@ -89,6 +101,7 @@ class Shared(Scaled):
         (nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)), {"batch-norm": 1}, {}),
         (nn.Sequential(nn.Conv2d(8, 6, 3, groups=2), nn.BatchNorm2d(6, affine=False)), {"batch-norm": 1}, {}),
         (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)), {}, {aten._native_batch_norm_legit_no_training.default: 1}),
+        (Tied(), {}, {aten.mul.Tensor: 1}),
         (nn.Sequential(nn.Dropout(0.5), nn.Conv2d(8, 4, 1)), {}, {aten.dropout.default: 0}),
     ],
 )
@@ -139,6 +152,14 @@ def test_members_of_one_configuration_are_traced_once_and_keep_their_own_weights
     with torch.inference_mode():
         for network, member in zip(networks, ready, strict=True):
             assert (network(pictures) - member(pictures)).abs().max() < 1e-5
+
+
+def test_members_with_tied_weights_keep_their_own():
+    members = [weathered(Tied()), Tied().double().eval()]
+    pictures = torch.rand(2, 8, 7, 7, dtype=torch.float64)
+    other = trace(members[0], (8, 7, 7)).with_weights_of(members[1])
+    with torch.inference_mode():
+        assert torch.equal(other(pictures), members[1](pictures))
 
 
 def test_a_rewrite_that_is_wrong_is_told(networks, monkeypatch):
