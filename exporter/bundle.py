@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
+from emoexport.passes import Choice, Weight, pass_weights
 from emoexport.precision import precisions_named
 
 __all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "LayoutEntry", "Manifest", "MemberEntry", "ViewEntry"]
@@ -36,6 +40,8 @@ class MemberEntry(Record):
     """How many; None in a manifest from before they were counted, as in the next field."""
     gflop_a_pass: float | None = None
     """10^9 floating-point operations on one picture, as `flops.gflop_a_pass` counts them."""
+    weight: Weight = 1.0
+    """In the vote, beside those of the other members."""
 
 
 class ViewEntry(Record):
@@ -45,6 +51,10 @@ class ViewEntry(Record):
     function: str
     parameters: dict[str, float]
     mirrored: bool
+    weight: Weight = 1.0
+    """In the vote, beside those of the other views."""
+    same_as: str | None = None
+    """The earlier view that shows the same picture: its passes are computed, and their scores given to both."""
 
 
 class LayoutEntry(Record):
@@ -97,6 +107,8 @@ class Manifest(SealedRecord):
     """The training run, relative to the bundle where that is possible: the reference is rebuilt from it."""
     members: tuple[MemberEntry, ...]
     views: tuple[ViewEntry, ...]
+    choice: Choice = Choice()
+    """What of the run was asked for."""
     vote: Literal["prob-mean"] = "prob-mean"
     decision: Decision
     layout: LayoutEntry = LayoutEntry(name="branches", reason="the only layout there was")
@@ -111,6 +123,16 @@ class Manifest(SealedRecord):
     versions: dict[str, str]
     files: dict[str, FileEntry]
     """Every file but the manifest and the reports."""
+
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """Of every pass in the vote, `(K, V)`, sum 1; None for equal ones."""
+        return pass_weights([member.weight for member in self.members], [view.weight for view in self.views])
+
+    @property
+    def passes_a_face(self) -> int:
+        """How many are computed: those of a view that shows what another one does are not."""
+        return len(self.members) * sum(view.same_as is None for view in self.views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +203,8 @@ def _command(bundle: Path, manifest: Manifest) -> str:
     flags = [f"--{precision}" for precision in manifest.graphs if precision != "fp32"]
     if manifest.layout.name != "branches":
         flags += ["--layout", manifest.layout.name]
-    return " ".join(["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle), *flags])
+    command = ["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
+    return " ".join([*command, *manifest.choice.options(), *flags])
 
 
 def _check_file(bundle: Path, name: str, entry: FileEntry, *, hint: str) -> None:

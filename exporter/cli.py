@@ -114,6 +114,17 @@ def build(
     out: Annotated[
         Path | None, typer.Option("-o", "--output", "--out", help="The bundle; build/<run> if none.")
     ] = None,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER[=WEIGHT]",
+            help="A member to fold, numbered from 1, and its weight in the vote, 1 if none; repeatable. All if none.",
+        ),
+    ] = None,
+    view: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=WEIGHT]", help="A view to fold, likewise. Those that the run votes with if none."),
+    ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph whose members compute in FP16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Add a graph whose members compute in INT8.")] = False,
     calib_size: Annotated[int, typer.Option(min=7, help="Training faces to calibrate INT8 on.")] = 512,
@@ -132,6 +143,9 @@ def build(
 
     Example: [bold]emoexport build runs/fer2013 -o build/fer2013 --fp16 --int8[/bold]
     """
+    from emoexport.passes import Choice  # noqa: PLC0415
+
+    choice = Choice.of_options(member or (), view or ())
     run = run or newest(Path("runs"), "run.json", "emoexport train")
     out = out or Path("build") / run.resolve().name
     from emoexport.pipeline import build as build_bundle  # noqa: PLC0415
@@ -140,6 +154,7 @@ def build(
     bundle = build_bundle(
         run,
         out,
+        choice=choice,
         precisions=[name for name, wanted in (("fp16", fp16), ("int8", int8)) if wanted],
         calibration_faces=calib_size,
         calibration_data=calib_data,

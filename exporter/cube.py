@@ -23,6 +23,7 @@ from emoexport.config import Record, SealedRecord, timestamp
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle, BadInput, CheckFailed, UsageError
 from emoexport.files import move_directory, new_file, refuse_foreign, sha256_of, unfinished_directory, write_text
+from emoexport.passes import Weight, pass_weights
 from emoexport.statistics import Share
 
 __all__ = ["CUBE_FILE", "Cube", "CubeAccuracy", "CubeRecord", "CubeRequest", "compute_cube"]
@@ -57,6 +58,9 @@ class CubeRequest(Record):
     """SHA-256 of the weights of each, in the order of axis K."""
     views: tuple[str, ...]
     """Names, in the order of axis V."""
+    member_weights: tuple[Weight, ...] = ()
+    """Of each member in the bundle's vote; none where all weigh 1, as in the next field."""
+    view_weights: tuple[Weight, ...] = ()
     labels: tuple[str, ...]
     """Names, in the order of axis L."""
     engine: str
@@ -97,7 +101,7 @@ class CubeAccuracy(Record):
     rows: str
     """`all`, or `clean`: no copies, leaks, contradictions or blanks."""
     vote: Share
-    """All passes, and the decision."""
+    """All passes, weighted as in the bundle, and the decision."""
     best_pass: Share
     """The most probable emotion of the pass that is right most often on these very faces, which flatters it."""
     member: int
@@ -147,8 +151,8 @@ class Cube:
         Args:
             members: indices into axis K; None for all. One that is named twice counts once.
             views: indices into axis V; None for all. Likewise.
-            weights: `(K, V)`, 0 or more, of all passes of the cube whichever are chosen; None for equal ones. Those
-                of the chosen passes are normalised to sum to 1.
+            weights: `(K, V)`, 0 or more, of all passes of the cube whichever are chosen; None for those of the
+                bundle. Those of the chosen passes are normalised to sum to 1.
 
         Returns:
             float64 `(N, L)`, rows sum to 1 as exactly as those of the passes do.
@@ -204,6 +208,9 @@ class Cube:
     ) -> NDArray[np.float64]:
         """Of each pass in the vote, float64 `(K, V)`, 0 for those that are not chosen."""
         shape = self.record.shape[1:3]
+        if weights is None:
+            record = self.record
+            weights = pass_weights(record.member_weights or [1.0] * shape[0], record.view_weights or [1.0] * shape[1])
         given = np.ones(shape) if weights is None else np.asarray(weights, dtype=np.float64)
         if given.shape != shape or not np.isfinite(given).all() or (given < 0).any():
             raise UsageError(

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emoexport.decision import Decision
@@ -27,7 +29,10 @@ class Branches(nn.ModuleList):
         return torch.stack([member(pictures) for member in self])
 
 
-LAYOUTS: Mapping[str, Callable[[Sequence[MemberGraph]], nn.Module]] = {"branches": Branches, "stacked": Stacked}
+LAYOUTS: Mapping[str, Callable[[Sequence[MemberGraph]], Branches | Stacked]] = {
+    "branches": Branches,
+    "stacked": Stacked,
+}
 """How the members of an ensemble become one module, pictures `(n, C, H, W)` to logits `(K, n, L)`."""
 
 
@@ -35,15 +40,35 @@ class Fold(nn.Module):
     """The whole ensemble as one function of the faces, ready for `torch.export`.
 
     All views of all faces go through a member as one batch of V*N pictures, so K forwards replace K*V.
-    A member maps pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`; a list of them becomes `Branches`.
+    A member maps pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`.
+
+    Args:
+        members: K of them, or all as one module of `LAYOUTS`; a list becomes `Branches`.
+        views: V of them.
+        decision: what decides about the vote.
+        weights: of each pass in the vote, `(K, V)`, above 0, of any sum; None for equal ones.
+        same_as: of each view the index of the first one that shows the same picture, as `views.coinciding` finds it:
+            their passes are computed once, and count with all their weights. None to compute the passes of all.
     """
 
-    def __init__(self, members: Sequence[nn.Module] | nn.Module, views: Sequence[View], decision: Decision) -> None:
+    def __init__(
+        self,
+        members: Sequence[nn.Module] | Branches | Stacked,
+        views: Sequence[View],
+        decision: Decision,
+        *,
+        weights: NDArray[np.float64] | None = None,
+        same_as: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.show = Show(views)
+        columns = np.arange(len(views)) if same_as is None else np.asarray(same_as)
+        shown, place = np.unique(columns, return_inverse=True)
+        every = np.broadcast_to(1.0 if weights is None else weights, (len(members), len(views)))
+        self.show = Show([views[column] for column in shown])
         self.members = members if isinstance(members, nn.Module) else Branches(members)
-        self.score = Score(len(views))
-        self.vote = Vote()
+        self.score = Score(len(shown))
+        self.vote = Vote(np.stack([every[:, columns == column].sum(axis=1) for column in shown], axis=1))
+        self.repeat = nn.Identity() if len(shown) == len(views) else Repeat(place)
         self.calibrate = nn.Identity() if decision.temperature == 1 else Calibrate(decision.temperature)
         self.decide = Decide(decision)
         self.eval()
@@ -62,7 +87,7 @@ class Fold(nn.Module):
         scores = self.score(self.members(shown))
         probabilities = self.calibrate(self.vote(scores))
         label, confidence = self.decide(probabilities)
-        return probabilities, label, confidence, scores
+        return probabilities, label, confidence, self.repeat(scores)
 
 
 class Show(nn.Module):
@@ -91,11 +116,30 @@ class Score(nn.Module):
 
 
 class Vote(nn.Module):
-    """The mean of the probabilities over members and views."""
+    """The weighted mean of the probabilities over members and views; the plain one where weights `(K, V)` are equal."""
+
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        super().__init__()
+        self.shares = None if np.ptp(weights) == 0 else weights / weights.sum()
 
     def forward(self, scores: Tensor) -> Tensor:
         """Probabilities of every pass `(N, K, V, L)` to probabilities `(N, L)`."""
-        return scores.mean(dim=(1, 2))
+        if self.shares is None:
+            return scores.mean(dim=(1, 2))
+        shares = torch.as_tensor(self.shares, dtype=scores.dtype, device=scores.device)
+        return (scores * shares[..., None]).sum(dim=(1, 2))
+
+
+class Repeat(nn.Module):
+    """The scores of the passes that were computed, in the columns of all views."""
+
+    def __init__(self, place: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Probabilities `(N, K, computed, L)` to `(N, K, V, L)`."""
+        return scores.index_select(2, torch.as_tensor(self.place, device=scores.device))
 
 
 class Calibrate(nn.Module):

@@ -120,7 +120,7 @@ def _judge(
         console.print(f"The split '{split}' made the members: its accuracy says nothing of new faces.", style="yellow")
     passes = len(vote.members) * len(vote.views)
     with progress_bar(console, f"the run's vote, {passes} passes a face", len(faces)) as advance:
-        decided = vote.decision.decide(vote.scores(faces.images, progress=advance).mean(axis=(1, 2)))
+        decided = vote.run(faces.images, progress=advance)
     return judge_rows(
         decided.label == faces.labels,
         found,

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from torch import nn
 
 from emoexport.bundle import LayoutEntry
 from emoexport.engines import Backend, backends_named, open_engine
 from emoexport.engines.timing import interleave, ratio_of
 from emoexport.errors import MissingRuntime, UsageError
-from emoexport.fold import LAYOUTS, Fold
+from emoexport.fold import LAYOUTS, Branches, Fold
 from emoexport.member_graph import MemberGraph
 from emoexport.onnx_graph import export_fold
-from emoexport.stacked import one_architecture
+from emoexport.stacked import Stacked, one_architecture
 
 __all__ = ["AUTO", "export_in_layout"]
 
@@ -29,7 +28,7 @@ _ROUNDS = (3, 20)
 
 def export_in_layout(
     members: Sequence[MemberGraph],
-    fold: Callable[[nn.Module], Fold],
+    fold: Callable[[Branches | Stacked], Fold],
     path: Path,
     *,
     layout: str,

@@ -38,6 +38,7 @@ from emoexport.fold import Fold
 from emoexport.layout import export_in_layout
 from emoexport.onnx_graph import OPSET, operators
 from emoexport.parity import ParityReport, compare
+from emoexport.passes import Choice, pass_weights
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
 from emoexport.quantize import QUANTIZED_OPERATORS
@@ -51,7 +52,7 @@ from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, 
 from emoexport.train.config import RunConfig
 from emoexport.train.dataset import DataSet
 from emoexport.train.ensemble import training_faces
-from emoexport.views import views_named
+from emoexport.views import View, coinciding, views_named
 
 __all__ = [
     "bench",
@@ -67,6 +68,7 @@ def build(
     run: Path,
     out: Path,
     *,
+    choice: Choice = Choice(),  # noqa: B008 (frozen)
     precisions: Sequence[str] = (),
     calibration_faces: int = 512,
     calibration_data: str | None = None,
@@ -79,6 +81,7 @@ def build(
     Args:
         run: a directory that `train` wrote.
         out: the bundle; it appears when it is complete, and replaces a bundle that stands there.
+        choice: which members and views, and how much each weighs; the run's own vote if none is named.
         precisions: besides FP32, which the others are made from.
         calibration_faces: how many faces of the training split to calibrate on.
         calibration_data: where they are, if not where the run read them.
@@ -87,29 +90,41 @@ def build(
         console: where progress is shown.
 
     Raises:
-        UsageError: if there is no such layout, or the members cannot stand in it.
+        UsageError: if there is no such member, view or layout, or the members cannot stand in it.
         BadCheckpoint: if the members cannot be rebuilt or do not fit together.
         BadData: if calibration needs faces and they cannot be read.
     """
     rows = precisions_named(list(precisions))
     record = read_run(run)
     entries, members = load_members(run)
+    whole = choice.among(len(entries), record.config.views)
+    is_full_vote = choice.is_full_vote(len(entries), record.config.views)
+    entries = [entries[number - 1] for number in whole.members]
+    members = [members[number - 1] for number in whole.members]
     decision = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint).decision
     model = entries[0].model
     _require_one_kind(run, record, decision, entries[0])
-    views = views_named(record.config.views)
+    views = views_named(list(whole.views))
     shape = (model.image_size, model.image_size, model.channels)
     data = data_of_run(run, record, calibration_data) if any(row.calibrated for row in rows) else None
+    if not is_full_vote:
+        console.print(
+            "The decision was fitted on the run's vote, all its members and views with equal weights; "
+            "this bundle votes otherwise.",
+            style="yellow",
+            soft_wrap=True,
+        )
     with new_directory(out, marker=MANIFEST_FILE) as directory:
         console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
-        member_entries = tuple(_member_entry(entry, member) for entry, member in zip(entries, members, strict=True))
+        member_entries = tuple(map(_member_entry, entries, members, whole.members.values()))
         graphs, rewrites = prepare_members(
             members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
         )
         fp32 = directory / "model.fp32.onnx"
+        weights, same_as = pass_weights([*whole.members.values()], [*whole.views.values()]), coinciding(views, shape)
         laid_out = export_in_layout(
             graphs,
-            lambda module: Fold(module, views, decision),
+            lambda module: Fold(module, views, decision, weights=weights, same_as=same_as),
             fp32,
             layout=layout,
             face_shape=shape,
@@ -142,14 +157,10 @@ def build(
             run=os.path.relpath(run.resolve(), out.resolve()),
             members=member_entries,
             views=tuple(
-                ViewEntry(
-                    name=view.name,
-                    function=view.function.__name__,
-                    parameters=dict(view.parameters),
-                    mirrored=view.mirrored,
-                )
-                for view in views
+                _view_entry(view, views[first], whole.views[view.name])
+                for view, first in zip(views, same_as, strict=True)
             ),
+            choice=choice,
             decision=decision,
             layout=laid_out,
             rewrites=rewrites,
@@ -179,7 +190,7 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             )
 
 
-def _member_entry(record: MemberRecord, member: nn.Module) -> MemberEntry:
+def _member_entry(record: MemberRecord, member: nn.Module, weight: float) -> MemberEntry:
     model = record.model
     return MemberEntry(
         sha256=record.sha256,
@@ -188,6 +199,18 @@ def _member_entry(record: MemberRecord, member: nn.Module) -> MemberEntry:
         validation_accuracy=record.validation_accuracy,
         parameters=parameters_of(member),
         gflop_a_pass=gflop_a_pass(member, (model.channels, model.image_size, model.image_size)),
+        weight=weight,
+    )
+
+
+def _view_entry(view: View, first: View, weight: float) -> ViewEntry:
+    return ViewEntry(
+        name=view.name,
+        function=view.function.__name__,
+        parameters=dict(view.parameters),
+        mirrored=view.mirrored,
+        weight=weight,
+        same_as=None if first is view else first.name,
     )
 
 
@@ -237,7 +260,7 @@ def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, 
         run: where the run is now, if it was moved.
 
     Raises:
-        BadCheckpoint: if the run is not there, or its members are not those that were folded.
+        BadCheckpoint: if the run is not there, or a member that was folded is not in it.
     """
     where = run or bundle.run()
     if not where.is_dir():
@@ -246,14 +269,20 @@ def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, 
             hint="--run names its directory",
         )
     record = read_run(where)
-    entries, members = load_members(where)
-    if [entry.sha256 for entry in entries] != [member.sha256 for member in bundle.manifest.members]:
+    manifest = bundle.manifest
+    found = {entry.sha256: member for entry, member in zip(*load_members(where), strict=True)}
+    if any(member.sha256 not in found for member in manifest.members):
         raise BadCheckpoint(
             f"the members in {where} are not those that {bundle.path} was built from.",
             hint=f"emoexport build {where} -o {bundle.path}",
         )
-    views = views_named([view.name for view in bundle.manifest.views])
-    return Reference(members=members, views=views, decision=bundle.manifest.decision), where, record
+    reference = Reference(
+        members=[found[member.sha256] for member in manifest.members],
+        views=views_named([view.name for view in manifest.views]),
+        decision=manifest.decision,
+        weights=manifest.weights,
+    )
+    return reference, where, record
 
 
 def open_judge(bundle: Bundle, reference: Reference, threads: int | None = None) -> TorchEngine:
@@ -345,7 +374,7 @@ def verify(
     describe_faces(dataset, split, record, console)
     judge = open_judge(bundle, reference, threads)
     with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
-        wanted = reference.decision.decide(reference.scores(faces.images, progress=advance).mean(axis=(1, 2)))
+        wanted = reference.run(faces.images, progress=advance)
     results = []
     for engine in opened:
         with progress_bar(console, engine.name, len(faces)) as advance:
@@ -429,13 +458,13 @@ def bench(
             reference=judge,
             batches=batches,
             rounds=rounds,
-            passes_a_face=len(manifest.members) * len(manifest.views),
+            passes_a_face=manifest.passes_a_face,
             progress=advance,
         )
     report = SpeedReport(
         created=timestamp(),
         bundle_digest=manifest.digest,
-        passes_a_face=len(manifest.members) * len(manifest.views),
+        passes_a_face=manifest.passes_a_face,
         results=tuple(results),
         size_bytes={precision: bundle.size_of(precision) for precision in manifest.graphs},
         machine=describe_machine(),

@@ -20,7 +20,7 @@ __all__ = ["Reference"]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Members, views and decision of an ensemble, run one pass after the other.
+    """Members, views, vote and decision of an ensemble, run one pass after the other.
 
     A member maps faces `(n, C, H, W)` in [0, 1] to logits `(n, L)`; what it normalises it does itself.
     """
@@ -28,6 +28,8 @@ class Reference:
     members: Sequence[nn.Module]
     views: Sequence[View]
     decision: Decision
+    weights: NDArray[np.float64] | None = None
+    """Of each pass in the vote, `(K, V)`, above 0, of any sum; None for equal ones."""
     batch_size: int = 256
 
     def scores(
@@ -57,6 +59,7 @@ class Reference:
                     progress(len(batch))
         return np.concatenate(batches)
 
-    def run(self, faces: NDArray[np.uint8]) -> Outcome:
-        """Vote and decide: faces uint8 `(N, H, W, C)` to N outcomes."""
-        return self.decision.decide(self.scores(faces).mean(axis=(1, 2)))
+    def run(self, faces: NDArray[np.uint8], *, progress: Callable[[int], object] | None = None) -> Outcome:
+        """Vote and decide: faces uint8 `(N, H, W, C)` to N outcomes; `progress` as in `scores`."""
+        scores = self.scores(faces, progress=progress)
+        return self.decision.decide(np.average(scores, axis=(1, 2), weights=self.weights))

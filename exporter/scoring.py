@@ -1,12 +1,13 @@
 """A bundle's passes over a split of labelled faces, as a score cube."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, MemberEntry, ViewEntry
 from emoexport.cube import Cube, CubeAccuracy, CubeRequest, compute_cube
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
@@ -125,8 +126,16 @@ def _request(bundle: Bundle, engine: Engine, faces: Faces, *, data: str, split: 
         label_counts={name: int(count) for name, count in zip(labels, counts, strict=True)},
         members=tuple(member.sha256 for member in bundle.manifest.members),
         views=tuple(view.name for view in bundle.manifest.views),
+        member_weights=_other_than_1(bundle.manifest.members),
+        view_weights=_other_than_1(bundle.manifest.views),
         labels=labels,
         engine=engine.backend,
         precision=engine.precision,
         bundle_digest=bundle.manifest.digest,
     )
+
+
+def _other_than_1(entries: Sequence[MemberEntry | ViewEntry]) -> tuple[float, ...]:
+    """Their weights; none where all are 1, as in a cube from before there were weights."""
+    weights = tuple(entry.weight for entry in entries)
+    return weights if set(weights) != {1.0} else ()

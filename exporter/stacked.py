@@ -47,6 +47,9 @@ class Stacked(nn.Module):
         self.graph_module = members[0].graph_module
         members[0].place(path)
 
+    def __len__(self) -> int:
+        return self.count
+
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`."""
         logits: PerMember = interpret(_StackedRun(self), pictures)

@@ -13,6 +13,7 @@ from emoexport.bundle import Bundle, LayoutEntry, MemberEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
+from emoexport.passes import Choice
 
 __all__ = ["LAYERS", "BundleSummary", "GraphSummary", "TypeCount", "summarize"]
 
@@ -63,16 +64,19 @@ class BundleSummary(Record):
     labels: tuple[str, ...]
     members: tuple[MemberEntry, ...]
     views: tuple[ViewEntry, ...]
+    choice: Choice
+    """What of the run was asked for."""
     vote: str
     decision: Decision
     layout: LayoutEntry
     rewrites: dict[str, int] | None
     """By name, how many nodes each took out; None where the bundle is from before there were any."""
     passes_a_face: int
+    """Computed: those of a view that shows what another one does are not."""
     parameters: int | None
     """Of all members; None where the bundle is from before they were counted, as in the next field."""
     gflop_a_face: float | None
-    """10^9 floating-point operations of all members on all views, as `flops.gflop_a_pass` counts them."""
+    """10^9 floating-point operations of all these passes, as `flops.gflop_a_pass` counts them."""
     bytes_in_a_face: int
     bytes_out_a_face: dict[str, int]
     """By output of the graph."""
@@ -100,13 +104,14 @@ def summarize(bundle: Bundle) -> BundleSummary:
         labels=manifest.labels,
         members=manifest.members,
         views=manifest.views,
+        choice=manifest.choice,
         vote=manifest.vote,
         decision=manifest.decision,
         layout=manifest.layout,
         rewrites=manifest.rewrites,
-        passes_a_face=len(manifest.members) * len(manifest.views),
+        passes_a_face=manifest.passes_a_face,
         parameters=sum(parameters for parameters, _ in known) if complete else None,
-        gflop_a_face=sum(gflop for _, gflop in known) * len(manifest.views) if complete else None,
+        gflop_a_face=sum(gflop for _, gflop in known) * manifest.passes_a_face / len(known) if complete else None,
         bytes_in_a_face=math.prod(manifest.face_shape),
         bytes_out_a_face=_output_bytes(next(iter(models.values())).graph),
         graphs={precision: _summary_of(bundle, precision, model) for precision, model in models.items()},

@@ -15,8 +15,8 @@ __all__ = ["summary_tables"]
 def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
     """Titles and tables: the fold as a whole, its members, views, graphs, tensor types and operators."""
     yield f"{summary.bundle}, built {summary.created}", _fold_table(summary)
-    yield "members", _table([_member_row(number, one) for number, one in enumerate(summary.members, 1)], "backbone")
-    yield "views", _table([_view_row(view) for view in summary.views], "view", "function", "parameters", "mirrored")
+    yield "members", _table(_member_rows(summary), "backbone")
+    yield "views", _table(_view_rows(summary), "view", "function", "parameters", "mirrored", "same as")
     yield "graphs", _table(_graph_rows(summary), "graph", "file")
     yield (
         "tensor types: of the weights, and that layers and other nodes compute in",
@@ -32,9 +32,11 @@ def _table(rows: Sequence[Row], *texts: str) -> Table:
 def _fold_table(summary: BundleSummary) -> Table:
     height, width, channels = summary.face_shape
     members, views = len(summary.members), len(summary.views)
+    merged = sum(view.same_as is not None for view in summary.views)
+    computed = f"{views - merged} of {views} views" if merged else f"{views} views"
     out = summary.bytes_out_a_face
     facts = {
-        "passes a face": f"{summary.passes_a_face} ({members} members x {views} views)",
+        "passes a face": f"{summary.passes_a_face} ({members} members x {computed})",
         "vote": summary.vote,
         "decision": _decision_line(summary.decision),
         "layout": summary.layout.name,
@@ -61,6 +63,27 @@ def _rewrites_lines(rewrites: dict[str, int] | None) -> dict[str, str]:
     if not rewrites:
         return {"rewrites": "not counted" if rewrites is None else "none"}
     return {"rewrites, nodes": f"{sum(rewrites.values()):,}", **{f"  {name}": f"{n:,}" for name, n in rewrites.items()}}
+
+
+def _member_rows(summary: BundleSummary) -> list[Row]:
+    rows = [_member_row(number, member) for number, member in enumerate(summary.members, 1)]
+    if summary.choice.members:
+        rows = [row | {"of the run": str(number)} for row, number in zip(rows, summary.choice.members, strict=True)]
+    return _with_weights(rows, summary.members)
+
+
+def _view_rows(summary: BundleSummary) -> list[Row]:
+    rows = [_view_row(view) for view in summary.views]
+    if any(view.same_as for view in summary.views):
+        rows = [row | {"same as": view.same_as or ""} for row, view in zip(rows, summary.views, strict=True)]
+    return _with_weights(rows, summary.views)
+
+
+def _with_weights(rows: list[Row], entries: Sequence[MemberEntry | ViewEntry]) -> list[Row]:
+    """With a column of their weights, where any is not 1."""
+    if all(entry.weight == 1 for entry in entries):
+        return rows
+    return [row | {"weight": f"{entry.weight:.4g}"} for row, entry in zip(rows, entries, strict=True)]
 
 
 def _member_row(number: int, member: MemberEntry) -> Row:

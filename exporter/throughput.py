@@ -57,7 +57,7 @@ def measure(
         reference: what they are compared with; it is measured too.
         batches: numbers of faces in a call.
         rounds: counted calls of each engine at each batch size.
-        passes_a_face: members times views.
+        passes_a_face: how many a graph computes.
         progress: called with 1 after every round.
     """
     everyone = [reference, *engines]

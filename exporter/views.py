@@ -8,6 +8,7 @@ flips: a mirrored face is shown the same 16 pictures, in another order.
 To add a view, write one function and one row.
 """
 
+import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from emoexport.errors import UsageError
 
-__all__ = ["VIEWS", "View", "views_named"]
+__all__ = ["VIEWS", "View", "coinciding", "views_named"]
 
 
 def identity(faces: Tensor) -> Tensor:
@@ -107,10 +108,35 @@ def views_named(names: Sequence[str]) -> tuple[View, ...]:
     """
     unknown = [name for name in names if name not in VIEWS]
     if unknown:
-        raise UsageError(f"'{unknown[0]}' is no view; known are {', '.join(VIEWS)}.")
+        near = difflib.get_close_matches(unknown[0], VIEWS, n=1)
+        raise UsageError(
+            f"'{unknown[0]}' is no view; known are {', '.join(VIEWS)}.",
+            hint=f"did you mean '{near[0]}'?" if near else "name some of these",
+        )
     if not names or len(set(names)) != len(names):
         raise UsageError(f"views must be named once each, at least one; found {list(names)}.")
     return tuple(VIEWS[name] for name in names)
+
+
+def coinciding(views: Sequence[View], face_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Find the views that show the same picture of every face of a shape.
+
+    Args:
+        views: V views.
+        face_shape: `(H, W, C)` of the uint8 faces.
+
+    Returns:
+        Of each view the index of the first one that shows what it shows: V integers, its own where none before does.
+        One that differs by rounding alone shows another picture, which costs its passes and nothing else.
+    """
+    # Two random faces stand for all. Geometry samples every face with the same taps and weights, so where these
+    # differ, random pixels do; photometry is a function of the level, and all 256 of them occur.
+    height, width, channels = face_shape
+    count = max(2, math.ceil(256 / math.prod(face_shape)))
+    levels = np.resize(np.arange(256, dtype=np.uint8), (count, channels, height, width))
+    faces = torch.from_numpy(np.random.default_rng(0).permuted(levels)).double() / 255
+    shown = [view(faces) for view in views]
+    return tuple(next(at for at, other in enumerate(shown) if torch.equal(other, picture)) for picture in shown)
 
 
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -139,11 +165,13 @@ def _bilinear_taps(height: int, width: int, affine: Affine) -> tuple[np.ndarray,
 
     `affine` maps a place in the output to one in the input, both in fractions of the face from its centre.
     """
-    y, x = np.meshgrid((np.arange(height) + 0.5) / height - 0.5, (np.arange(width) + 0.5) / width - 0.5, indexing="ij")
+    # Pixels from the centre are halves, which are exact: a move by whole pixels, or by none, mixes no two of them.
+    middle, centre = (height - 1) / 2, (width - 1) / 2
+    y, x = np.meshgrid(np.arange(height) - middle, np.arange(width) - centre, indexing="ij")
     (a, b, right), (c, d, down) = affine
     # Clamping to the outermost pixel centres repeats the border.
-    column = np.clip((a * x + b * y + right + 0.5) * width - 0.5, 0, width - 1).ravel()
-    row = np.clip((c * x + d * y + down + 0.5) * height - 0.5, 0, height - 1).ravel()
+    column = np.clip(a * x + b * width / height * y + right * width + centre, 0, width - 1).ravel()
+    row = np.clip(c * height / width * x + d * y + down * height + middle, 0, height - 1).ravel()
     left, top = np.floor(column).astype(np.int64), np.floor(row).astype(np.int64)
     across, along = column - left, row - top
     right_of, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)

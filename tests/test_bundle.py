@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from emoexport import pipeline
 from emoexport.bundle import Bundle
@@ -124,8 +125,12 @@ def test_a_run_that_is_not_the_bundles(bundle, run_dir, tmp_path, quiet):
     reference, _, _ = pipeline.open_reference(bundle, copy)
     assert len(reference.members) == 2
     record = json.loads((copy / "run.json").read_text())
-    record["members"] = record["members"][::-1]
-    (copy / "run.json").write_text(json.dumps(record))
+    first, second = record["members"]
+    (copy / "run.json").write_text(json.dumps(record | {"members": [second, first]}))
+    again, _, _ = pipeline.open_reference(bundle, copy)  # in the bundle's order
+    for member, same in zip(reference.members, again.members, strict=True):
+        assert torch.equal(member.classifier.output.weight, same.classifier.output.weight)
+    (copy / "run.json").write_text(json.dumps(record | {"members": [second, second]}))
     with pytest.raises(BadCheckpoint, match="not those"):
         pipeline.open_reference(bundle, copy)
     with pytest.raises(BadCheckpoint, match="is not at"):

@@ -221,6 +221,7 @@ OTHERS = [
     ({"members": ("a" * 64, "c" * 64)}, rf"members\[1\] = {'b' * 64}; this call has cccc"),
     ({"members": ("a" * 64,)}, "number of members = 2; this call has 1"),
     ({"views": ("identity", "zoom", "flip")}, r"views\[1\] = flip; this call has zoom"),
+    ({"member_weights": (1.0, 2.0)}, "number of member_weights = 0; this call has 2"),
     ({"engine": "openvino"}, "engine = torch; this call has openvino"),
     ({"precision": "fp16", "bundle_digest": "0" * 64}, "precision = fp32; this call has fp16"),
     ({"bundle_digest": "0" * 64}, "bundle_digest = eeee"),

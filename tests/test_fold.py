@@ -9,15 +9,16 @@ import torch
 from emoexport.calib.ranges import activation_ranges
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS, open_engine
-from emoexport.fold import Fold
+from emoexport.fold import Fold, Vote
 from emoexport.onnx_graph import export_fold
 from emoexport.precision import PRECISIONS
 from emoexport.quantize import QUANTIZED_OPERATORS, to_fp16, to_int8
 from emoexport.reference import Reference
 from emoexport.train.checkpoint import load_members
-from emoexport.views import VIEWS, views_named
+from emoexport.views import VIEWS, View, coinciding, views_named, zoom
 
 ALL = tuple(VIEWS.values())
+STILL = View(name="still", function=zoom, parameters={"factor": 1.0})
 
 
 def run(fold: Fold, faces: np.ndarray) -> list[np.ndarray]:
@@ -54,12 +55,14 @@ def test_the_fold_calibrates_like_the_reference_in_float64(temperature, networks
 
 @pytest.fixture(scope="module")
 def warm_graphs(tmp_path_factory, run_dir, rules, faces) -> tuple[Reference, dict[str, Path]]:
-    """A fold of trained members with a temperature at every precision, and its reference."""
+    """A weighted fold of trained members with a view twice and a temperature, at every precision; its reference."""
     folder = tmp_path_factory.mktemp("warm")
     graphs = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
-    members, views = load_members(run_dir)[1], views_named(["identity", "flip"])
-    reference = Reference(members=members, views=views, decision=rules.model_copy(update={"temperature": 1.6}))
-    export_fold(Fold(members, views, reference.decision), graphs["fp32"], face_shape=(32, 32, 1), max_batch=64)
+    members, views = load_members(run_dir)[1], (*views_named(["identity", "flip"]), STILL)
+    weights, warm = np.array([[3.0, 0.2, 1.0], [0.1, 2.0, 0.5]]), rules.model_copy(update={"temperature": 1.6})
+    reference = Reference(members=members, views=views, decision=warm, weights=weights)
+    fold = Fold(members, views, warm, weights=weights, same_as=[0, 1, 0])
+    export_fold(fold, graphs["fp32"], face_shape=(32, 32, 1), max_batch=64)
     to_fp16(graphs["fp32"], graphs["fp16"])
     ranges = activation_ranges(graphs["fp32"], faces[0][:35], scratch=folder, operators=QUANTIZED_OPERATORS)
     to_int8(graphs["fp32"], graphs["int8"], ranges)
@@ -68,7 +71,7 @@ def warm_graphs(tmp_path_factory, run_dir, rules, faces) -> tuple[Reference, dic
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_graphs_with_a_temperature_decide_like_the_reference(backend, precision, warm_graphs, faces):
+def test_graphs_with_weights_and_a_temperature_decide_like_the_reference(backend, precision, warm_graphs, faces):
     if not BACKENDS[backend].is_installed():
         pytest.skip(f"{backend} is not installed")
     if precision not in BACKENDS[backend].precisions:
@@ -82,19 +85,81 @@ def test_graphs_with_a_temperature_decide_like_the_reference(backend, precision,
     assert np.abs(found.probabilities - wanted.probabilities).max() <= tolerance.max_difference
     assert (found.label == wanted.label).mean() >= (1.0 if precision == "fp32" else 0.9)
     assert np.abs(found.probabilities.sum(axis=1) - 1).max() < 1e-5
+    assert engine.scores(faces[0][:64]).shape == (64, 2, 3, 7)
 
 
-def test_calibration_is_fp32_at_every_precision_and_absent_where_it_does_nothing(warm_graphs):
+def test_vote_and_calibration_are_fp32_at_every_precision_and_absent_where_they_do_nothing(warm_graphs):
     for path in warm_graphs[1].values():
         model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
         types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
         types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         types |= {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
-        inside = [node for node in model.graph.node if node.name.startswith("calibrate")]
-        assert "Pow" in {node.op_type for node in inside}
+        inside = [node for node in model.graph.node if node.name.startswith(("calibrate", "vote", "repeat"))]
+        assert {node.op_type for node in inside} >= {"Pow", "Mul", "ReduceSum", "Gather"}
         floats = [types[name] for node in inside for name in node.output]
         assert set(floats) == {onnx.TensorProto.FLOAT}
-    assert isinstance(Fold([torch.nn.Identity()], ALL, Decision()).calibrate, torch.nn.Identity)
+    plain = Fold([torch.nn.Identity()], ALL, Decision(), weights=np.full((1, 16), 0.3), same_as=range(16))
+    assert isinstance(plain.calibrate, torch.nn.Identity)
+    assert isinstance(plain.repeat, torch.nn.Identity)
+    assert plain.vote.shares is None
+
+
+def naive_vote(members, views, weights, faces: np.ndarray) -> np.ndarray:
+    """The weighted mean, one pass after the other."""
+    pictures = torch.from_numpy(faces).permute(0, 3, 1, 2).double() / 255
+    total = torch.zeros(len(faces), 7, dtype=torch.float64)
+    with torch.inference_mode():
+        for k, member in enumerate(members):
+            for v, view in enumerate(views):
+                total += weights[k, v] * member(view(pictures)).softmax(dim=-1)
+    return total.numpy() / weights.sum()
+
+
+@pytest.fixture(scope="module")
+def exact(networks):
+    return [copy.deepcopy(network).double() for network in networks]
+
+
+HEAVY = np.full((3, 16), 1e-3)
+HEAVY[1, 11] = 1e9
+WEIGHTS = {
+    "random": np.random.default_rng(3).uniform(0.1, 5, (3, 16)),
+    "of members": np.repeat([[0.5], [1.0], [2.0]], 16, axis=1),
+    "heavy": HEAVY,
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_weighted_vote_is_that_of_a_naive_loop_at_every_scale_in_float64(name, exact, rules, faces):
+    weights, some = WEIGHTS[name], faces[0][:3]
+    wanted = naive_vote(exact, ALL, weights, some)
+    reference = Reference(members=exact, views=ALL, decision=rules, weights=weights)
+    found, label, _, scores = run(Fold(exact, ALL, rules, weights=weights), some)
+    assert np.abs(found - wanted).max() < 1e-12
+    assert np.abs(reference.run(some).probabilities - wanted).max() < 1e-7  # answered as float32
+    assert np.array_equal(label, reference.run(some).label)
+    for scale in (1e-30, 7.0, 1e30):
+        voted = Vote(weights * scale)(torch.from_numpy(scores)).numpy()
+        assert np.abs(voted - wanted).max() < 1e-12
+    if name == "heavy":
+        assert np.abs(found - scores[:, 1, 11]).max() < 1e-9
+
+
+@pytest.mark.parametrize("weights", [None, np.random.default_rng(4).uniform(0.1, 5, (3, 5))], ids=["equal", "weighted"])
+def test_views_that_coincide_are_computed_once_and_count_in_full(weights, exact, rules, faces):
+    mirrored = View(name="still-flipped", function=zoom, parameters={"factor": 1.0}, mirrored=True)
+    views = (*views_named(["flip", "identity"]), STILL, VIEWS["gamma"], mirrored)
+    same_as = coinciding(views, (32, 32, 1))
+    assert same_as == (0, 1, 1, 3, 0)
+    pictures = []
+    hook = exact[0].register_forward_pre_hook(lambda _, given: pictures.append(len(given[0])))
+    plain = run(Fold(exact, views, rules, weights=weights), faces[0][:4])
+    merged = run(Fold(exact, views, rules, weights=weights, same_as=same_as), faces[0][:4])
+    hook.remove()
+    assert pictures == [4 * 5, 4 * 3]
+    for one, other in zip(plain, merged, strict=True):
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() < 1e-12
 
 
 def test_the_rules_do_change_decisions_here(networks, rules, faces):
