@@ -23,7 +23,7 @@ from emoexport.files import sha256_of
 from emoexport.passes import Choice, Weight, pass_weights
 from emoexport.precision import precisions_named
 
-__all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "Manifest", "MemberEntry", "ViewEntry"]
+__all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "LayoutEntry", "Manifest", "MemberEntry", "ViewEntry"]
 
 MANIFEST_FILE = "manifest.json"
 
@@ -55,6 +55,17 @@ class ViewEntry(Record):
     """In the vote, beside those of the other views."""
     same_as: str | None = None
     """The earlier view that shows the same picture: its passes are computed, and their scores given to both."""
+
+
+class LayoutEntry(Record):
+    """How the members stand in the graphs."""
+
+    name: str
+    """Of `fold.LAYOUTS`: `branches`, one subgraph a member; `stacked`, each operator once for all members."""
+    reason: str
+    """Why: it was asked for, or what was measured."""
+    median_ms: dict[str, float] | None = None
+    """By layout, of a call with one face; None where nothing was measured."""
 
 
 class GraphEntry(Record):
@@ -100,6 +111,10 @@ class Manifest(SealedRecord):
     """What of the run was asked for."""
     vote: Literal["prob-mean"] = "prob-mean"
     decision: Decision
+    layout: LayoutEntry = LayoutEntry(name="branches", reason="the only layout there was")
+    rewrites: dict[str, int] | None = None
+    """By name in `rewrites.REWRITES`, how many nodes each took out of all members together; None in a manifest from
+    before there were any."""
     graphs: dict[str, GraphEntry]
     """By precision."""
     calibration: CalibrationEntry | None = None
@@ -186,6 +201,8 @@ def _run_of(bundle: Path, manifest: Manifest) -> Path:
 def _command(bundle: Path, manifest: Manifest) -> str:
     """What makes this bundle again."""
     flags = [f"--{precision}" for precision in manifest.graphs if precision != "fp32"]
+    if manifest.layout.name != "branches":
+        flags += ["--layout", manifest.layout.name]
     command = ["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
     return " ".join([*command, *manifest.choice.options(), *flags])
 

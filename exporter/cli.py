@@ -132,6 +132,12 @@ def build(
         str | None, typer.Option(help="Where the training faces are, if not where the run read them.")
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="The largest number of faces in a call.")] = 256,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="How members of one architecture stand in the graph: branches, stacked, or auto: the faster here."
+        ),
+    ] = "branches",
 ) -> None:
     """Fold members, views, vote and decision into one graph, at FP32 and at the precisions asked for.
 
@@ -153,8 +159,11 @@ def build(
         calibration_faces=calib_size,
         calibration_data=calib_data,
         max_batch=max_batch,
+        layout=layout,
         console=console,
     )
+    chosen = bundle.manifest.layout
+    console.print(f"layout: {chosen.name}, {chosen.reason}", highlight=False, soft_wrap=True)
     for precision, graph in bundle.manifest.graphs.items():
         console.print(f"{out / graph.file}  {bundle.size_of(precision) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
     console.print(f"next: emoexport verify {out}", highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """The fold: views, members, vote and decision as one module, from raw faces to a label."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,9 +8,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emoexport.decision import Decision
+from emoexport.member_graph import MemberGraph
+from emoexport.stacked import Stacked
 from emoexport.views import View
 
-__all__ = ["Fold"]
+__all__ = ["LAYOUTS", "Branches", "Fold"]
+
+
+class Branches(nn.ModuleList):
+    """Members side by side; they may differ in architecture."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__(members)
+        for number, member in enumerate(members):
+            if isinstance(member, MemberGraph):
+                member.place(f"members.{number}")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`."""
+        return torch.stack([member(pictures) for member in self])
+
+
+LAYOUTS: Mapping[str, Callable[[Sequence[MemberGraph]], Branches | Stacked]] = {
+    "branches": Branches,
+    "stacked": Stacked,
+}
+"""How the members of an ensemble become one module, pictures `(n, C, H, W)` to logits `(K, n, L)`."""
 
 
 class Fold(nn.Module):
@@ -20,7 +43,7 @@ class Fold(nn.Module):
     A member maps pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`.
 
     Args:
-        members: K of them.
+        members: K of them, or all as one module of `LAYOUTS`; a list becomes `Branches`.
         views: V of them.
         decision: what decides about the vote.
         weights: of each pass in the vote, `(K, V)`, above 0, of any sum; None for equal ones.
@@ -30,7 +53,7 @@ class Fold(nn.Module):
 
     def __init__(
         self,
-        members: Sequence[nn.Module],
+        members: Sequence[nn.Module] | Branches | Stacked,
         views: Sequence[View],
         decision: Decision,
         *,
@@ -42,7 +65,7 @@ class Fold(nn.Module):
         shown, place = np.unique(columns, return_inverse=True)
         every = np.broadcast_to(1.0 if weights is None else weights, (len(members), len(views)))
         self.show = Show([views[column] for column in shown])
-        self.members = nn.ModuleList(members)
+        self.members = members if isinstance(members, nn.Module) else Branches(members)
         self.score = Score(len(shown))
         self.vote = Vote(np.stack([every[:, columns == column].sum(axis=1) for column in shown], axis=1))
         self.repeat = nn.Identity() if len(shown) == len(views) else Repeat(place)
@@ -61,8 +84,7 @@ class Fold(nn.Module):
             `(N, K, V, L)`, before vote and calibration.
         """
         shown = self.show(faces, next(self.parameters()).dtype)
-        logits = torch.stack([member(shown) for member in self.members])  # (K, V*N, L)
-        scores = self.score(logits)
+        scores = self.score(self.members(shown))
         probabilities = self.calibrate(self.vote(scores))
         label, confidence = self.decide(probabilities)
         return probabilities, label, confidence, self.repeat(scores)

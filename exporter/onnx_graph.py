@@ -15,7 +15,17 @@ from emoexport.errors import CheckFailed
 from emoexport.fold import Fold
 from emoexport.outcome import Outcome
 
-__all__ = ["INLINE_LIMIT", "INPUT", "OPSET", "OUTPUTS", "PASSES", "check_graph", "export_fold", "operators"]
+__all__ = [
+    "INLINE_LIMIT",
+    "INPUT",
+    "OPSET",
+    "OUTPUTS",
+    "PASSES",
+    "check_graph",
+    "export_fold",
+    "operators",
+    "save_graph",
+]
 
 INPUT = "faces"
 OUTPUTS = (*Outcome._fields, "scores")
@@ -31,7 +41,7 @@ def export_fold(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max
 
     Args:
         fold: in evaluation mode.
-        path: the ONNX file to write; large weights go to `<path>.data`.
+        path: the ONNX file to write, as `save_graph` does.
         face_shape: `(H, W, C)` of the uint8 faces.
         max_batch: the largest number of faces in a call.
 
@@ -56,9 +66,15 @@ def export_fold(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max
     assert program is not None
     for one_pass in PASSES:
         one_pass(program.model)
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
-    program.save(path, external_data=size > INLINE_LIMIT)
+    save_graph(program.model, path)
     check_graph(path, face_shape=face_shape)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph; weights too large for one file go to `<path>.data`."""
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT else None)
 
 
 def _name_by_scope(model: ir.Model) -> None:

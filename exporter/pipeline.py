@@ -35,13 +35,15 @@ from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.flops import gflop_a_pass, parameters_of
 from emoexport.fold import Fold
-from emoexport.onnx_graph import OPSET, export_fold, operators
+from emoexport.layout import export_in_layout
+from emoexport.onnx_graph import OPSET, operators
 from emoexport.parity import ParityReport, compare
 from emoexport.passes import Choice, pass_weights
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
 from emoexport.quantize import QUANTIZED_OPERATORS
 from emoexport.reference import Reference
+from emoexport.rewrites import prepare_members
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
@@ -71,6 +73,7 @@ def build(
     calibration_faces: int = 512,
     calibration_data: str | None = None,
     max_batch: int = 256,
+    layout: str = "branches",
     console: Console,
 ) -> Bundle:
     """Fold a run into graphs.
@@ -83,10 +86,11 @@ def build(
         calibration_faces: how many faces of the training split to calibrate on.
         calibration_data: where they are, if not where the run read them.
         max_batch: the largest number of faces in a call.
+        layout: how the members stand in the graph, as `layout.export_in_layout` takes it.
         console: where progress is shown.
 
     Raises:
-        UsageError: if there is no such member or view.
+        UsageError: if there is no such member, view or layout, or the members cannot stand in it.
         BadCheckpoint: if the members cannot be rebuilt or do not fit together.
         BadData: if calibration needs faces and they cannot be read.
     """
@@ -112,10 +116,22 @@ def build(
         )
     with new_directory(out, marker=MANIFEST_FILE) as directory:
         console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
+        member_entries = tuple(map(_member_entry, entries, members, whole.members.values()))
+        graphs, rewrites = prepare_members(
+            members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
+        )
         fp32 = directory / "model.fp32.onnx"
         weights, same_as = pass_weights([*whole.members.values()], [*whole.views.values()]), coinciding(views, shape)
-        fold = Fold(members, views, decision, weights=weights, same_as=same_as)
-        export_fold(fold, fp32, face_shape=shape, max_batch=max_batch)
+        laid_out = export_in_layout(
+            graphs,
+            lambda module: Fold(module, views, decision, weights=weights, same_as=same_as),
+            fp32,
+            layout=layout,
+            face_shape=shape,
+            max_batch=max_batch,
+            console=console,
+        )
+        del graphs
         calibration = None
         ranges: dict[str, tuple[float, float]] = {}
         if data is not None:
@@ -139,13 +155,15 @@ def build(
             max_batch=max_batch,
             labels=model.labels,
             run=os.path.relpath(run.resolve(), out.resolve()),
-            members=tuple(map(_member_entry, entries, members, whole.members.values())),
+            members=member_entries,
             views=tuple(
                 _view_entry(view, views[first], whole.views[view.name])
                 for view, first in zip(views, same_as, strict=True)
             ),
             choice=choice,
             decision=decision,
+            layout=laid_out,
+            rewrites=rewrites,
             graphs={row.name: _graph_entry(directory, row) for row in rows},
             calibration=calibration,
             data=record.data.model_dump(mode="json"),

@@ -11,7 +11,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from emoexport.errors import BadInput, CheckFailed
-from emoexport.onnx_graph import INLINE_LIMIT
+from emoexport.onnx_graph import INLINE_LIMIT, save_graph
 
 __all__ = ["QUANTIZED_OPERATORS", "quantized_nodes", "to_fp16", "to_int8"]
 
@@ -33,7 +33,8 @@ def to_fp16(source: Path, target: Path, ranges: Ranges | None = None) -> None:  
     """
     model = ir.load(source)
     _retype_members(model, ir.DataType.FLOAT16)
-    _save(ir.to_proto(model), target)
+    save_graph(model, target)
+    onnx.checker.check_model(str(target), full_check=True)
 
 
 def _retype_members(model: ir.Model, dtype: ir.DataType) -> None:
@@ -120,6 +121,7 @@ def to_int8(source: Path, target: Path, ranges: Ranges | None = None) -> None:
     """
     model = onnx.load(source)
     nodes = quantized_nodes(model)
+    whole = _scale_outside(model.graph, set(nodes))
     initializers = {tensor.name for tensor in model.graph.initializer}
     feeds = {node.input[0] for node in model.graph.node if node.name in nodes} - initializers
     missing = sorted(feeds - set(ranges or {}))
@@ -145,12 +147,36 @@ def to_int8(source: Path, target: Path, ranges: Ranges | None = None) -> None:
             "AddQDQPairToWeight": False,
             "OpTypesToExcludeOutputQuantization": list(QUANTIZED_OPERATORS),
             "QDQOpTypePerChannelSupportToAxis": {"Conv": 0, "MatMul": 1, "Gemm": 1},
+            "TensorQuantOverrides": {name: [{"scale": np.float32(1), "zero_point": np.int8(0)}] for name in whole},
         },
     )
     quantizer.quantize_model()
     _round_for(quantizer.model.model.graph, set(nodes))
     quantizer.model.topological_sort()
     _save(quantizer.model.model, target)
+
+
+def _scale_outside(graph: onnx.GraphProto, nodes: set[str]) -> list[str]:
+    """Divide stacked weights `(K, in, out)` of `nodes` by a scale `(K, 1, out)`, and multiply their products by it.
+
+    DequantizeLinear takes scales along one axis only, and ONNX Runtime none of its own in a batched product. So each
+    output of each member is brought to the whole range of INT8 beforehand, and the weight as a whole has the scale 1.
+
+    Returns:
+        Names of these weights.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    batched = [node for node in graph.node if node.name in nodes and len(weights[node.input[1]].dims) == 3]
+    for node in batched:
+        weight = weights[node.input[1]]
+        values = onnx.numpy_helper.to_array(weight)
+        scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
+        weight.CopyFrom(onnx.numpy_helper.from_array(values / scale, weight.name))
+        name, product, result = f"{node.name}.scale", f"{node.output[0]}.unscaled", node.output[0]
+        graph.initializer.append(onnx.numpy_helper.from_array(scale, name))
+        graph.node.append(onnx.helper.make_node("Mul", [product, name], [result], name=name))
+        node.output[0] = product
+    return [node.input[1] for node in batched]
 
 
 def _round_for(graph: onnx.GraphProto, nodes: set[str]) -> None:
@@ -166,13 +192,14 @@ def _round_for(graph: onnx.GraphProto, nodes: set[str]) -> None:
 def quantized_nodes(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes to quantise: dense layers of the members, neither depthwise nor tiny."""
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    channels = {"Conv": slice(2), "Gemm": slice(2), "MatMul": slice(-2, None)}  # stacked members have (K, in, out)
     return [
         node.name
         for node in model.graph.node
         if node.op_type in QUANTIZED_OPERATORS
         and _in_member(node.name)
         and len(node.input) > 1
-        and min(shapes.get(node.input[1], [0])[:2]) >= _SMALL  # depthwise weights are (C, 1, k, k)
+        and min(shapes.get(node.input[1], [0])[channels[node.op_type]]) >= _SMALL  # depthwise weights are (C, 1, k, k)
     ]
 
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from emoexport.bundle import Bundle, MemberEntry, ViewEntry
+from emoexport.bundle import Bundle, LayoutEntry, MemberEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
@@ -68,6 +68,9 @@ class BundleSummary(Record):
     """What of the run was asked for."""
     vote: str
     decision: Decision
+    layout: LayoutEntry
+    rewrites: dict[str, int] | None
+    """By name, how many nodes each took out; None where the bundle is from before there were any."""
     passes_a_face: int
     """Computed: those of a view that shows what another one does are not."""
     parameters: int | None
@@ -104,6 +107,8 @@ def summarize(bundle: Bundle) -> BundleSummary:
         choice=manifest.choice,
         vote=manifest.vote,
         decision=manifest.decision,
+        layout=manifest.layout,
+        rewrites=manifest.rewrites,
         passes_a_face=manifest.passes_a_face,
         parameters=sum(parameters for parameters, _ in known) if complete else None,
         gflop_a_face=sum(gflop for _, gflop in known) * manifest.passes_a_face / len(known) if complete else None,

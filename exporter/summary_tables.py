@@ -42,6 +42,8 @@ def _fold_table(summary: BundleSummary) -> Table:
         "passes a face": f"{summary.passes_a_face} ({members} members x {computed})",
         "vote": summary.vote,
         "decision": _decision_line(summary.decision),
+        "layout": summary.layout.name,
+        **_rewrites_lines(summary.rewrites),
         "labels": ", ".join(summary.labels),
         "parameters": _number(summary.parameters),
         "GFLOP a face": _number(summary.gflop_a_face, digits=3),
@@ -58,6 +60,12 @@ def _decision_line(decision: Decision) -> str:
         f"temperature {decision.temperature:.3g}, {len(decision.thresholds)} thresholds, "
         f"{len(decision.pairs)} confusion pairs"
     )
+
+
+def _rewrites_lines(rewrites: dict[str, int] | None) -> dict[str, str]:
+    if not rewrites:
+        return {"rewrites": "not counted" if rewrites is None else "none"}
+    return {"rewrites, nodes": f"{sum(rewrites.values()):,}", **{f"  {name}": f"{n:,}" for name, n in rewrites.items()}}
 
 
 def _view_rows(summary: BundleSummary) -> list[Row]:

@@ -113,7 +113,6 @@ def test_nodes_are_named_for_the_modules_they_come_from(graph):
     assert {name.split("/")[0].split(".")[0] for name in names} == {
         "show",
         "members",
-        "stack",
         "score",
         "vote",
         "decide",
