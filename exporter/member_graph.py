@@ -1,5 +1,6 @@
 """A member as a graph of tensor operations, which can be read, rewritten and stacked whatever its architecture."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ class MemberGraph(nn.Module):
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__()
         self.graph_module = graph_module
+        self.replaced: set[str] = set()
+        """Targets of weights that are no longer those of the traced network."""
 
     @property
     def graph(self) -> fx.Graph:
@@ -32,8 +35,19 @@ class MemberGraph(nn.Module):
 
     def set_weight(self, target: str, values: Tensor) -> None:
         """Replace a weight, or add one."""
+        self.replaced.add(target)
         owner, _, name = target.rpartition(".")
         setattr(self.graph_module.get_submodule(owner), name, nn.Parameter(values, requires_grad=False))
+
+    def settle(self) -> None:
+        """Once the graph was changed: let go of weights that nothing reads, and of the traced network's.
+
+        Those read from safetensors are pieces of the file as it lies in memory; one of them holds all of it there.
+        """
+        targets = {node.target for node in self.graph.nodes if node.op == "get_attr"}
+        weights = {name: self.weight(name) for name in targets}
+        own = {name: values if name in self.replaced else values.clone() for name, values in weights.items()}
+        self.graph_module = fx.GraphModule(_parameters(own), self.graph)
 
     def drop_weight(self, target: str) -> None:
         """Let go of a weight."""
@@ -48,7 +62,8 @@ class MemberGraph(nn.Module):
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
         # What is no weight of the network is a constant of its code.
-        return MemberGraph(fx.GraphModule({name: weights.get(name, self.weight(name)) for name in targets}, graph))
+        own = {name: weights.get(name, self.weight(name)).detach() for name in targets}
+        return MemberGraph(fx.GraphModule(_parameters(own), graph))
 
     def place(self, path: str) -> None:
         """Say where the member stands in the module that will be exported, such as `members.0`."""
@@ -62,6 +77,10 @@ class MemberGraph(nn.Module):
         """Pictures `(n, C, H, W)` in [0, 1] to logits `(n, L)`."""
         logits: Tensor = interpret(fx.Interpreter(self.graph_module), pictures)
         return logits
+
+
+def _parameters(weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(values, requires_grad=False) for name, values in weights.items()}
 
 
 def interpret(interpreter: fx.Interpreter, pictures: Tensor) -> Any:

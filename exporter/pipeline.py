@@ -49,7 +49,7 @@ from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
 from emoexport.train.audit import face_hashes
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
-from emoexport.train.config import RunConfig
+from emoexport.train.config import ModelConfig, RunConfig
 from emoexport.train.dataset import DataSet
 from emoexport.train.ensemble import training_faces
 from emoexport.views import View, coinciding, views_named
@@ -116,7 +116,7 @@ def build(
         )
     with new_directory(out, marker=MANIFEST_FILE) as directory:
         console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
-        member_entries = tuple(map(_member_entry, entries, members, whole.members.values()))
+        member_entries = _member_entries(entries, members, list(whole.members.values()))
         graphs, rewrites = prepare_members(
             members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
         )
@@ -190,17 +190,29 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             )
 
 
-def _member_entry(record: MemberRecord, member: nn.Module, weight: float) -> MemberEntry:
-    model = record.model
-    return MemberEntry(
-        sha256=record.sha256,
-        backbone=model.backbone,
-        epoch=record.epoch,
-        validation_accuracy=record.validation_accuracy,
-        parameters=parameters_of(member),
-        gflop_a_pass=gflop_a_pass(member, (model.channels, model.image_size, model.image_size)),
-        weight=weight,
-    )
+def _member_entries(
+    records: Sequence[MemberRecord], members: Sequence[nn.Module], weights: Sequence[float]
+) -> tuple[MemberEntry, ...]:
+    costs: list[tuple[ModelConfig, float]] = []  # of each configuration
+    entries = []
+    for record, member, weight in zip(records, members, weights, strict=True):
+        model = record.model
+        gflop = next((cost for known, cost in costs if known == model), None)
+        if gflop is None:
+            gflop = gflop_a_pass(member, (model.channels, model.image_size, model.image_size))
+            costs.append((model, gflop))
+        entries.append(
+            MemberEntry(
+                sha256=record.sha256,
+                backbone=model.backbone,
+                epoch=record.epoch,
+                validation_accuracy=record.validation_accuracy,
+                parameters=parameters_of(member),
+                gflop_a_pass=gflop,
+                weight=weight,
+            )
+        )
+    return tuple(entries)
 
 
 def _view_entry(view: View, first: View, weight: float) -> ViewEntry:

@@ -320,7 +320,11 @@ def _concatenate(run: _StackedRun, target: Any, values: Sequence[Any], axis: int
 
 
 def _matmul(run: _StackedRun, target: Any, x: Any, y: Any) -> Any:
-    if not all(isinstance(value, PerMember) and value.rank > 1 for value in (x, y)):
+    if not isinstance(y, PerMember) or y.rank < 2 or (isinstance(x, PerMember) and x.rank < 2):
+        return NotImplemented
+    if y.rank == 2:  # a weight: one product a member over all rows
+        return _linear(run, target, x, y.at(0))
+    if not isinstance(x, PerMember):
         return NotImplemented
     rank = max(x.rank, y.rank)
     return PerMember(torch.matmul(x.at(0, rank), y.at(0, rank)), 0)

@@ -159,7 +159,7 @@ def test_members_with_tied_weights_keep_their_own():
     pictures = torch.rand(2, 8, 7, 7, dtype=torch.float64)
     other = trace(members[0], (8, 7, 7)).with_weights_of(members[1])
     with torch.inference_mode():
-        assert torch.equal(other(pictures), members[1](pictures))
+        assert (other(pictures) - members[1](pictures)).abs().max() < 1e-12
 
 
 def test_a_rewrite_that_is_wrong_is_told(networks, monkeypatch):

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from emoexport.config import Record
 from emoexport.decision import Decision, Gain, RuleReport, TemperatureReport
@@ -25,7 +25,7 @@ from emoexport.files import sha256_of
 from emoexport.train.config import ModelConfig, RunConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet
 from emoexport.train.standing import SoupMethod
-from emoexport.train.weights import read_weights
+from emoexport.train.weights import parameters_on_meta, read_weights
 
 __all__ = [
     "RUN_FILE",
@@ -237,20 +237,26 @@ def load_member(path: Path) -> tuple[MemberRecord, ConvNeXtEmoteNet]:
         )
     state = read_weights(weights)
     try:
-        network = ConvNeXtEmoteNet(record.model)
-        network.load_state_dict(state)
+        with parameters_on_meta():  # neither drawn at random first nor kept twice
+            network = ConvNeXtEmoteNet(record.model)
+        network.load_state_dict({name: _as_computed(value) for name, value in state.items()}, assign=True)
     except (RuntimeError, UsageError) as err:
         raise BadCheckpoint(
             f"{weights} does not fit the network of {path.name}: {_first_lines(err)}",
             hint="restore the pair of files, or train again",
         ) from err
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    # In float64 finite numbers of a lower precision have a finite sum.
+    broken = [name for name, value in state.items() if not torch.isfinite(value.sum(dtype=torch.float64))]
     if broken:
         raise BadCheckpoint(
             f"{weights} holds values that are not finite, in {broken[0]} and {len(broken) - 1} other tensors.",
             hint="leave this checkpoint out; a lower learning rate keeps training from diverging",
         )
     return record, network.eval()
+
+
+def _as_computed(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def require_alike(records: list[MemberRecord], files: list[Path]) -> None:
