@@ -1,6 +1,7 @@
 """The fold: views, members, vote and decision as one module, from raw faces to a label."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from emoexport.decision import Decision
 from emoexport.member_graph import MemberGraph
-from emoexport.stacked import Stacked
+from emoexport.stacked import Stacked, one_architecture
 from emoexport.views import View
 
 __all__ = ["LAYOUTS", "Branches", "Fold"]
@@ -20,13 +21,37 @@ class Branches(nn.ModuleList):
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__(members)
+        self.answering = list(range(len(members)))
+        """Whose logits each member gives: its own."""
         for number, member in enumerate(members):
             if isinstance(member, MemberGraph):
                 member.place(f"members.{number}")
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`."""
-        return torch.stack([member(pictures) for member in self])
+        logits = {number: self[number](pictures) for number in dict.fromkeys(self.answering)}
+        return torch.stack([logits[number] for number in self.answering])
+
+    @contextlib.contextmanager
+    def one_of_each(self) -> Iterator[list[int]]:
+        """Within, the first traced member of each architecture answers for all of them.
+
+        So an exporter writes the graph of each architecture once. What it gets are these numbers, by member.
+        """
+        honest = self.answering
+        self.answering = [
+            next(first for first in range(number + 1) if self._are_alike(first, number)) for number in honest
+        ]
+        try:
+            yield self.answering
+        finally:
+            self.answering = honest
+
+    def _are_alike(self, one: int, other: int) -> bool:
+        first, second = self[one], self[other]
+        if isinstance(first, MemberGraph) and isinstance(second, MemberGraph):
+            return one_architecture([first, second])
+        return one == other
 
 
 LAYOUTS: Mapping[str, Callable[[Sequence[MemberGraph]], Branches | Stacked]] = {

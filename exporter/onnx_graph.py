@@ -11,8 +11,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from emoexport.branches import repeat_members, scopes_of
 from emoexport.errors import CheckFailed
-from emoexport.fold import Fold
+from emoexport.fold import Branches, Fold
 from emoexport.outcome import Outcome
 
 __all__ = [
@@ -49,7 +50,8 @@ def export_fold(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max
         CheckFailed: if the exported graph is not what was asked for.
     """
     faces = torch.zeros(2, *face_shape, dtype=torch.uint8)
-    with warnings.catch_warnings():
+    branches = fold.members if isinstance(fold.members, Branches) else Branches([])
+    with warnings.catch_warnings(), branches.one_of_each() as answering:
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -62,8 +64,11 @@ def export_fold(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max
             # A range of few values would be exported as constants; engines hold the real limit.
             dynamic_shapes={INPUT: {0: torch.export.Dim("N", min=1, max=max(max_batch, 64))}},
             verbose=False,
+            optimize=False,
         )
-    assert program is not None
+        assert program is not None
+        repeat_members(program.model, list(branches), answering)
+        program.optimize()
     for one_pass in PASSES:
         one_pass(program.model)
     save_graph(program.model, path)
@@ -81,15 +86,10 @@ def _name_by_scope(model: ir.Model) -> None:
     """Give each node the name of the module it came from, so that converters and people can tell them apart."""
     used: Counter[str] = Counter()
     for node in model.graph:
-        scopes = [str(scope) for scope in _scopes(node) if scope]
+        scopes = [scope for scope in scopes_of(node) if scope]
         name = "/".join(scopes[-2:]) or node.op_type
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}.{used[name]}"
-
-
-def _scopes(node: ir.Node) -> list[str]:
-    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]")
-    return [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
 
 
 def _strip_metadata(model: ir.Model) -> None:

@@ -173,8 +173,9 @@ def build(
                 for file in sorted(directory.iterdir())
             },
         )
-        write_text(directory / MANIFEST_FILE, manifest.sealed().to_json())
-    return Bundle.open(out)
+        manifest = manifest.sealed()
+        write_text(directory / MANIFEST_FILE, manifest.to_json())
+    return Bundle(path=out, manifest=manifest)
 
 
 def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: MemberRecord) -> None:
