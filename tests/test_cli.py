@@ -47,6 +47,7 @@ def test_engines_load_no_torch():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_bare_commands_find_the_last_run_and_bundle(call, config_file, tmp_path, monkeypatch):
     """The whole way, in an empty directory, naming nothing."""
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,9 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -13,6 +15,7 @@ from emoexport.errors import MissingRuntime, UsageError
 from emoexport.fold import LAYOUTS, Fold
 from emoexport.layout import export_in_layout
 from emoexport.member_graph import trace
+from emoexport.reference import Reference
 from emoexport.views import views_named
 
 
@@ -47,6 +50,36 @@ def laid_out(members, path, which, console=None):
         max_batch=4,
         console=console or Console(quiet=True),
     )
+
+
+class Powered(nn.Module):
+    """A member with constants made of its weights, which an exporter folds."""
+
+    def __init__(self, width: int, power: float) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Conv2d(1, width, 3), nn.Linear(36 * width, 7)
+        self.power = nn.Parameter(torch.tensor(power))
+
+    def forward(self, pictures):
+        return self.last((self.layer(pictures).sigmoid() ** self.power.clamp(min=1)).flatten(1))
+
+
+@pytest.mark.parametrize("which", LAYOUTS)
+def test_members_keep_their_own_weights_and_what_is_made_of_them(which, tmp_path, faces):
+    torch.manual_seed(0)
+    widths = (4, 5, 4, 5, 4) if which == "branches" else (4, 4, 4)
+    members = [Powered(width, power).eval() for width, power in zip(widths, (1.5, 2.5, 3.5, 4.5, 5.5), strict=False)]
+    laid_out(members, tmp_path, which)
+    some = np.ascontiguousarray(faces[0][:4, :8, :8])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["scores"], {"faces": some})
+    wanted = Reference(members=members, views=views_named(["identity", "flip"]), decision=Decision()).scores(some)
+    assert np.abs(found - wanted).max() < 1e-6
+    assert np.abs(found[:, :1] - found[:, 1:]).max() > 1e-2  # or no exchange of members could be seen
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    if which == "branches":
+        layers = [node.name.split("/")[0].removesuffix(".layer") for node in nodes if node.op_type == "Conv"]
+        assert sorted(layers) == [f"members.{number}" for number in range(5)]
 
 
 def networks_of(*widths):

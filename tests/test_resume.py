@@ -77,6 +77,7 @@ def epochs_in(directory: Path) -> int:
     return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_several_moments_ends_with_the_same_weights(unbroken, config_file, tmp_path):
     out = tmp_path / "run"
     kept = unfinished_directory(out)
@@ -204,6 +205,7 @@ def test_an_error_that_is_not_of_memory_is_not_swallowed(config_file, tmp_path, 
         )
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_faces(config_file, tmp_path):
     """Each takes half of every epoch; one writes."""
     out = tmp_path / "run"

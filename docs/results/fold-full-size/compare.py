@@ -43,6 +43,7 @@ def main(data: str, split: str, count: int, paths: list[Path]) -> None:
             start = time.perf_counter()
             found[name].append(engine.run(face[None]))
             seconds[name].append(time.perf_counter() - start)
+            print(name, round(seconds[name][-1], 1), file=sys.stderr, flush=True)
     wanted = np.concatenate([outcome.probabilities for outcome in found["reference"]])
     report = {"faces": len(wanted), "data_sha256": faces.sha256(), "machine": describe_machine(), "engines": {}}
     for name, outcomes in found.items():
