@@ -17,9 +17,9 @@ from emoexport.member_graph import MemberGraph
 from emoexport.onnx_graph import export_fold
 from emoexport.stacked import Stacked, one_architecture
 
-__all__ = ["AUTO", "export_in_layout"]
+__all__ = ["export_in_layout"]
 
-AUTO = "auto"
+_AUTO = "auto"
 
 _SECONDS = 20.0
 """How long the layouts are timed, all calls together, within these numbers of rounds."""
@@ -54,13 +54,13 @@ def export_in_layout(
         UsageError: if there is no such layout, or the members cannot stand in it.
         MissingRuntime: if the layouts are to be timed and no runtime is installed.
     """
-    if layout not in {*LAYOUTS, AUTO}:
-        raise UsageError(f"'{layout}' is no layout; known are {', '.join(LAYOUTS)} and {AUTO}.")
+    if layout not in {*LAYOUTS, _AUTO}:
+        raise UsageError(f"'{layout}' is no layout; known are {', '.join(LAYOUTS)} and {_AUTO}.")
     export = functools.partial(export_fold, face_shape=face_shape, max_batch=max_batch)
-    if layout == AUTO and not one_architecture(members):
+    if layout == _AUTO and not one_architecture(members):
         export(fold(LAYOUTS["branches"](members)), path)
         return LayoutEntry(name="branches", reason="the members differ in architecture")
-    if layout != AUTO:
+    if layout != _AUTO:
         export(fold(LAYOUTS[layout](members)), path)
         return LayoutEntry(name=layout, reason="asked for")
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -29,13 +29,12 @@ class Stacked(nn.Module):
 
     Args:
         members: traced networks of one architecture. They are used up: their weights move here.
-        path: where this stands in the module that will be exported.
 
     Raises:
         UsageError: if the members differ in more than the values of their weights.
     """
 
-    def __init__(self, members: Sequence[MemberGraph], path: str = "members.stacked") -> None:
+    def __init__(self, members: Sequence[MemberGraph]) -> None:
         super().__init__()
         if not one_architecture(members):
             raise UsageError(
@@ -45,7 +44,7 @@ class Stacked(nn.Module):
         self.count = len(members)
         self.per_member = _stack_weights(members)
         self.graph_module = members[0].graph_module
-        members[0].place(path)
+        members[0].place("members.stacked")
 
     def __len__(self) -> int:
         return self.count
@@ -91,7 +90,8 @@ class PerMember:
 
 def one_architecture(members: Sequence[MemberGraph]) -> bool:
     """Whether traced networks differ in nothing but the values of their weights."""
-    return all(_structure(member) == _structure(members[0]) for member in members[1:])
+    first = _structure(members[0])
+    return all(_structure(member) == first for member in members[1:])
 
 
 def _structure(member: MemberGraph) -> list[Any]:
