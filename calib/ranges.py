@@ -1,88 +1,73 @@
-"""What ranges the activations of a graph have on real faces, and the record of how they were found."""
+"""From faces to the ranges that a quantised graph represents."""
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-from onnxruntime.quantization.calibrate import create_calibrator
 
-from emoexport.config import Record
-from emoexport.errors import BadData
+from emoexport.calib.observer import Observer
+from emoexport.calib.thresholds import METHODS
+from emoexport.errors import UsageError
 
-__all__ = ["Calibration", "activation_ranges"]
+__all__ = ["Ranges", "activation_ranges"]
+
+Range = tuple[float, float]
 
 
-class Calibration(Record):
-    """`calibration.json`."""
+class Ranges(NamedTuple):
+    """What was found of the tensors of a graph; each by name."""
 
-    schema_version: Literal[1] = 1
-    method: Literal["min-max"] = "min-max"
-    data: str
-    """Where the faces are from."""
-    data_sha256: str
-    """Of the split they were chosen from."""
-    face_hashes: tuple[str, ...]
-    """Of the pixels of each face."""
-    graph_sha256: str
-    """Of the FP32 graph whose tensors are named."""
-    ranges: dict[str, tuple[float, float]]
-    """Tensor name to its lowest and highest value."""
+    extremes: dict[str, Range]
+    """Lowest and highest value, of all tensors of the members."""
+    kept: dict[str, Range]
+    """Of these what is to be represented, for the tensors that feed quantised layers."""
+    clipped: dict[str, float]
+    """Which share of their values on held-out faces lies beyond."""
 
 
 def activation_ranges(
-    graph: Path,
+    observer: Observer,
     faces: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    feeds: Sequence[str],
     *,
-    scratch: Path,
-    operators: Sequence[str],
-    batch_size: int = 8,
+    method: str = "min-max",
     progress: Callable[[int], object] = lambda _: None,
-) -> dict[str, tuple[float, float]]:
-    """Run the FP32 graph on faces and keep the extremes of what feeds the given operators.
-
-    Memory stays bounded by a batch: extremes are reduced in the graph.
+) -> Ranges:
+    """Find the ranges of the activations of a graph, in one pass over the faces, or two where histograms are needed.
 
     Args:
-        graph: the FP32 graph.
-        faces: uint8 `(N, H, W, C)`.
-        scratch: a directory for the graph with the extremes as outputs.
-        operators: operator types whose inputs and outputs are observed.
-        batch_size: faces in a call.
-        progress: called with the number of faces done after each batch.
-
-    Returns:
-        Tensor name to (lowest, highest).
+        observer: of the FP32 graph.
+        faces: uint8 `(N, H, W, C)`, to calibrate on.
+        held_out: uint8 `(M, H, W, C)`, others, to count on what the ranges clip.
+        feeds: the tensors that feed quantised layers.
+        method: of `METHODS`.
+        progress: called with the number of faces done; `faces_to_run` of them in all.
 
     Raises:
+        UsageError: if there is no such method.
         BadData: if an activation is not finite.
     """
-    calibrator = create_calibrator(
-        graph,
-        list(operators),
-        augmented_model_path=str(scratch / "calibrated.onnx"),
-        calibrate_method=CalibrationMethod.MinMax,
-        providers=["CPUExecutionProvider"],
-    )
-    for start in range(0, len(faces), batch_size):
-        batch = faces[start : start + batch_size]
-        calibrator.collect_data(_Batches([batch]))
-        progress(len(batch))
-    ranges = {}
-    for name, found in calibrator.compute_data().items():
-        low, high = (float(np.asarray(value).item()) for value in found.range_value)
-        if not np.isfinite([low, high]).all():
-            raise BadData(f"the activation '{name}' reaches {low} to {high} on the calibration faces.")
-        ranges[name] = (low, high)
-    return ranges
+    cut = _method(method)
+    extremes = observer.extremes(faces, progress=progress)
+    magnitude = {name: max(map(abs, extremes[name])) for name in feeds}
+    limits = dict(magnitude)
+    if cut is not None:
+        used = {name: limit for name, limit in magnitude.items() if limit > 0}
+        counts = observer.histograms(faces, used, progress=progress)
+        limits |= {name: limit * cut(counts[name]) for name, limit in used.items()}
+    kept = {name: (max(extremes[name][0], -limits[name]), min(extremes[name][1], limits[name])) for name in feeds}
+    clipped = observer.clipped(held_out, limits, progress=progress) if feeds and len(held_out) else {}
+    return Ranges(extremes, kept, clipped)
 
 
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, batches: Sequence[NDArray[np.uint8]]) -> None:
-        self.batches: Iterator[NDArray[np.uint8]] = iter(batches)
+def faces_to_run(faces: int, held_out: int, method: str) -> int:
+    """How many faces `activation_ranges` runs, those that it runs twice counted twice."""
+    return faces * (1 if _method(method) is None else 2) + held_out
 
-    def get_next(self) -> Any:
-        batch = next(self.batches, None)
-        return None if batch is None else {"faces": batch}
+
+def _method(name: str) -> Callable[[NDArray[np.float64]], float] | None:
+    if name not in METHODS:
+        raise UsageError(f"'{name}' is no calibration method; known are {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -43,7 +43,7 @@ BACKENDS: Mapping[str, Backend] = {
             target="emoexport.engines.onnxruntime_engine:OnnxRuntimeEngine",
             package="onnxruntime",
             requirement="onnxruntime-gpu",
-            precisions=("fp32", "fp16", "int8"),
+            precisions=("fp32", "fp16", "int8", "int8-fp16"),
         ),
         Backend(
             name="openvino",
@@ -51,7 +51,7 @@ BACKENDS: Mapping[str, Backend] = {
             target="emoexport.engines.openvino_engine:OpenVinoEngine",
             package="openvino",
             requirement="'emoexport[openvino]'",
-            precisions=("fp32", "fp16", "int8"),
+            precisions=("fp32", "fp16", "bf16", "int8"),
         ),
     )
 }

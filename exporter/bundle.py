@@ -9,12 +9,14 @@ build/x/
 """
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
@@ -74,6 +76,8 @@ class GraphEntry(Record):
     file: str
     opset: int
     operators: dict[str, int]
+    kept: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By reason, the nodes of members that its conversion left in FP32, or unquantised."""
 
 
 class FileEntry(Record):
@@ -84,13 +88,20 @@ class FileEntry(Record):
 
 
 class CalibrationEntry(Record):
-    """Where the ranges of the INT8 graph are from."""
+    """Where the ranges of the activations are from."""
 
     file: str
     method: str
     faces: int
     data: str
     split: str
+    random: bool = False
+    """Whether it is noise, not faces."""
+
+    def options(self) -> list[str]:
+        """The options of `build` that calibrate like this, as far as they are not the usual ones."""
+        method = [] if self.method == "min-max" else ["--calib-method", self.method]
+        return [*method, *(["--calib-random"] if self.random else [])]
 
 
 class Manifest(SealedRecord):
@@ -185,6 +196,20 @@ class Bundle:
         file = self.manifest.graphs[precision].file
         return sum(entry.bytes for name, entry in self.manifest.files.items() if name in {file, f"{file}.data"})
 
+    def notes(self, engines: Collection[str]) -> tuple[str, ...]:
+        """What a reader of any figure on this bundle must know, a sentence each.
+
+        Args:
+            engines: the precisions that some engine here was asked to run.
+        """
+        calibration = self.manifest.calibration
+        noise = ["8-bit graphs were calibrated on random pictures: their figures tell nothing of real faces."]
+        idle = [name for name in self.manifest.graphs if name not in engines]
+        return (
+            *(noise if calibration is not None and calibration.random else []),
+            *([f"Not judged, no engine here runs it: {', '.join(idle)}."] if idle else []),
+        )
+
     def build_command(self) -> str:
         """The command that makes this bundle again."""
         return _command(self.path, self.manifest)
@@ -203,6 +228,8 @@ def _command(bundle: Path, manifest: Manifest) -> str:
     flags = [f"--{precision}" for precision in manifest.graphs if precision != "fp32"]
     if manifest.layout.name != "branches":
         flags += ["--layout", manifest.layout.name]
+    if manifest.calibration is not None:
+        flags += manifest.calibration.options()
     command = ["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
     return " ".join([*command, *manifest.choice.options(), *flags])
 

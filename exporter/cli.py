@@ -126,11 +126,25 @@ def build(
         typer.Option(metavar="NAME[=WEIGHT]", help="A view to fold, likewise. Those that the run votes with if none."),
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph whose members compute in FP16.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Add a graph whose members compute in BF16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Add a graph whose members compute in INT8.")] = False,
-    calib_size: Annotated[int, typer.Option(min=7, help="Training faces to calibrate INT8 on.")] = 512,
+    int8_fp16: Annotated[
+        bool, typer.Option("--int8-fp16", help="Add one for GPUs, in INT8 with FP16 between the layers.")
+    ] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Add one for GPUs, in FP8 with FP16 between the layers.")] = False,
+    calib_size: Annotated[int, typer.Option(min=7, help="Training faces to calibrate on.")] = 512,
+    calib_method: Annotated[
+        str, typer.Option(help="Which range of the activations 8 bits span: min-max, entropy or percentile.")
+    ] = "min-max",
     calib_data: Annotated[
         str | None, typer.Option(help="Where the training faces are, if not where the run read them.")
     ] = None,
+    calib_file: Annotated[
+        Path | None, typer.Option(help="A calibration.json of the same fold, instead of faces.")
+    ] = None,
+    calib_random: Annotated[
+        bool, typer.Option("--calib-random", help="Calibrate on noise; every report says so.")
+    ] = False,
     max_batch: Annotated[int, typer.Option(min=1, help="The largest number of faces in a call.")] = 256,
     layout: Annotated[
         str,
@@ -148,6 +162,8 @@ def build(
     choice = Choice.of_options(member or (), view or ())
     run = run or newest(Path("runs"), "run.json", "emoexport train")
     out = out or Path("build") / run.resolve().name
+    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "int8-fp16": int8_fp16, "fp8": fp8}
+    from emoexport.calibration import Wish  # noqa: PLC0415
     from emoexport.pipeline import build as build_bundle  # noqa: PLC0415
 
     console = console_of()
@@ -155,9 +171,8 @@ def build(
         run,
         out,
         choice=choice,
-        precisions=[name for name, wanted in (("fp16", fp16), ("int8", int8)) if wanted],
-        calibration_faces=calib_size,
-        calibration_data=calib_data,
+        precisions=[name for name, wanted in asked.items() if wanted],
+        calibration=Wish(faces=calib_size, method=calib_method, data=calib_data, file=calib_file, random=calib_random),
         max_batch=max_batch,
         layout=layout,
         console=console,
@@ -215,6 +230,8 @@ def verify(
     for result in report.results:
         for failure in result.failures:
             console.print(f"{result.engine}, {result.rows} rows: {failure}", style="red", highlight=False)
+    for note in report.notes:
+        console.print(note, style="yellow", highlight=False, soft_wrap=True)
     path = opened.path
     console.print(
         f"verdict: {report.verdict}\nbundle: {path}\nreports: {path / 'reports' / 'parity.md'}, "
@@ -256,6 +273,8 @@ def bench(
     )
     path = opened.path
     print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
+    for note in report.notes:
+        console.print(note, style="yellow", highlight=False, soft_wrap=True)
     console.print(f"reports: {path / 'reports' / 'bench.md'}, {path / 'reports' / 'bench.json'}", highlight=False)
     typer.echo(report.model_dump_json())
 

@@ -124,7 +124,7 @@ class Show(nn.Module):
 
     def forward(self, faces: Tensor, dtype: torch.dtype) -> Tensor:
         """Faces uint8 `(N, H, W, C)` to pictures `(V*N, C, H, W)` in [0, 1], view after view."""
-        pictures = faces.permute(0, 3, 1, 2).to(dtype) / 255
+        pictures = faces.to(dtype).permute(0, 3, 1, 2) / 255  # in this order: TensorRT transposes no uint8
         return torch.cat([view(pictures) for view in self.views])
 
 

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import traceback
 
-__all__ = ["MemberGraph", "trace"]
+__all__ = ["MemberGraph", "in_member", "trace"]
+
+
+def in_member(name: str | None) -> bool:
+    """Whether an exported node with this name belongs to a member, as `MemberGraph.place` names them."""
+    return (name or "").startswith("members.")
 
 
 class MemberGraph(nn.Module):

@@ -25,6 +25,7 @@ __all__ = [
     "check_graph",
     "export_fold",
     "operators",
+    "opset_of",
     "save_graph",
 ]
 
@@ -139,6 +140,12 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, list[Any]]:
     tensor = value.type.tensor_type
     shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
     return value.name, onnx.TensorProto.DataType.Name(tensor.elem_type), shape
+
+
+def opset_of(path: Path) -> int:
+    """The version of ONNX's operators that a graph file is written in."""
+    imports = onnx.load(path, load_external_data=False).opset_import
+    return next(int(entry.version) for entry in imports if not entry.domain)
 
 
 def operators(path: Path) -> dict[str, int]:

@@ -54,6 +54,8 @@ class ParityReport(Record):
     """Of a call with `batch` faces, interleaved, by engine; `torch-fp32` is the reference loop."""
     size_bytes: dict[str, int]
     """Of the graph, by precision."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
     machine: dict[str, str]
     verdict: Literal["passed", "failed"]
 

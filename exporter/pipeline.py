@@ -3,27 +3,27 @@
 import functools
 import os
 import pkgutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from torch import nn
 
 from emoexport.bundle import (
     MANIFEST_FILE,
     Bundle,
-    CalibrationEntry,
     FileEntry,
-    GraphEntry,
     Manifest,
-    MemberEntry,
-    ViewEntry,
 )
-from emoexport.calib.ranges import Calibration, activation_ranges
-from emoexport.calib.sampler import balanced_rows
+from emoexport.calibration import (
+    CALIBRATION_FILE,
+    Wish,
+    calibrate,
+    calibration_entry,
+    faces_to_calibrate_on,
+    read_calibration,
+)
 from emoexport.config import timestamp
 from emoexport.decision import Decision
 from emoexport.engines import backends_named, open_engine
@@ -31,28 +31,24 @@ from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of
 from emoexport.engines.torch_engine import TorchEngine
-from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
+from emoexport.entries import graph_entry, member_entries, view_entry
+from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
 from emoexport.files import new_directory, sha256_of, write_text
-from emoexport.flops import gflop_a_pass, parameters_of
 from emoexport.fold import Fold
+from emoexport.half import Kept
 from emoexport.layout import export_in_layout
-from emoexport.onnx_graph import OPSET, operators
 from emoexport.parity import ParityReport, compare
 from emoexport.passes import Choice, pass_weights
-from emoexport.precision import PRECISIONS, Precision, precisions_named
+from emoexport.precision import PRECISIONS, precisions_named
 from emoexport.progress import progress_bar
-from emoexport.quantize import QUANTIZED_OPERATORS
+from emoexport.quantize import feeds_of
 from emoexport.reference import Reference
 from emoexport.rewrites import prepare_members
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
-from emoexport.train.audit import face_hashes
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
-from emoexport.train.config import ModelConfig, RunConfig
-from emoexport.train.dataset import DataSet
-from emoexport.train.ensemble import training_faces
-from emoexport.views import View, coinciding, views_named
+from emoexport.views import coinciding, views_named
 
 __all__ = [
     "bench",
@@ -70,8 +66,7 @@ def build(
     *,
     choice: Choice = Choice(),  # noqa: B008 (frozen)
     precisions: Sequence[str] = (),
-    calibration_faces: int = 512,
-    calibration_data: str | None = None,
+    calibration: Wish = Wish(),  # noqa: B008 (frozen)
     max_batch: int = 256,
     layout: str = "branches",
     console: Console,
@@ -83,8 +78,7 @@ def build(
         out: the bundle; it appears when it is complete, and replaces a bundle that stands there.
         choice: which members and views, and how much each weighs; the run's own vote if none is named.
         precisions: besides FP32, which the others are made from.
-        calibration_faces: how many faces of the training split to calibrate on.
-        calibration_data: where they are, if not where the run read them.
+        calibration: what FP16 and 8-bit graphs are calibrated on, and how.
         max_batch: the largest number of faces in a call.
         layout: how the members stand in the graph, as `layout.export_in_layout` takes it.
         console: where progress is shown.
@@ -95,6 +89,7 @@ def build(
         BadData: if calibration needs faces and they cannot be read.
     """
     rows = precisions_named(list(precisions))
+    calibration.check()
     record = read_run(run)
     entries, members = load_members(run)
     whole = choice.among(len(entries), record.config.views)
@@ -106,7 +101,7 @@ def build(
     _require_one_kind(run, record, decision, entries[0])
     views = views_named(list(whole.views))
     shape = (model.image_size, model.image_size, model.channels)
-    data = data_of_run(run, record, calibration_data) if any(row.calibrated for row in rows) else None
+    faces = faces_to_calibrate_on(run, record, calibration) if any(row.calibrated for row in rows) else None
     if not is_full_vote:
         console.print(
             "The decision was fitted on the run's vote, all its members and views with equal weights; "
@@ -116,7 +111,7 @@ def build(
         )
     with new_directory(out, marker=MANIFEST_FILE) as directory:
         console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
-        member_entries = _member_entries(entries, members, list(whole.members.values()))
+        described = member_entries(entries, members, list(whole.members.values()))
         graphs, rewrites = prepare_members(
             members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
         )
@@ -132,22 +127,22 @@ def build(
             console=console,
         )
         del graphs
-        calibration = None
-        ranges: dict[str, tuple[float, float]] = {}
-        if data is not None:
-            calibration, ranges = _calibrate(
-                directory,
-                fp32,
-                data,
-                record.config,
-                wanted=record.data.train_sha256,
-                count=calibration_faces,
-                console=console,
-            )
+        found = None
+        if any(row.calibrated for row in rows):
+            feeds = feeds_of(fp32) if any(row.bits == 8 for row in rows) else []
+            if faces is None:
+                assert calibration.file is not None
+                found = read_calibration(calibration.file, fp32, record)
+            else:
+                earlier = out / CALIBRATION_FILE
+                found = calibrate(fp32, feeds, faces, method=calibration.method, earlier=earlier, console=console)
+            write_text(directory / CALIBRATION_FILE, found.to_json())
+        kept: dict[str, Kept] = {"fp32": {}}
         for row in rows:
             if row.converter:
                 console.print(f"converting to {row.title} ...", highlight=False)
-                pkgutil.resolve_name(row.converter)(fp32, directory / f"model.{row.name}.onnx", ranges)
+                convert = pkgutil.resolve_name(row.converter)
+                kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found)
         write_text(directory / "labels.txt", "".join(f"{label}\n" for label in model.labels))
         manifest = Manifest(
             created=timestamp(),
@@ -155,17 +150,17 @@ def build(
             max_batch=max_batch,
             labels=model.labels,
             run=os.path.relpath(run.resolve(), out.resolve()),
-            members=member_entries,
+            members=described,
             views=tuple(
-                _view_entry(view, views[first], whole.views[view.name])
+                view_entry(view, views[first], whole.views[view.name])
                 for view, first in zip(views, same_as, strict=True)
             ),
             choice=choice,
             decision=decision,
             layout=laid_out,
             rewrites=rewrites,
-            graphs={row.name: _graph_entry(directory, row) for row in rows},
-            calibration=calibration,
+            graphs={row.name: graph_entry(directory / f"model.{row.name}.onnx", kept[row.name]) for row in rows},
+            calibration=None if found is None else calibration_entry(found),
             data=record.data.model_dump(mode="json"),
             versions=versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
             files={
@@ -189,80 +184,6 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             raise BadCheckpoint(
                 f"{run}: {name} {found}; its members have {needed}.", hint="restore the run's files, or train again"
             )
-
-
-def _member_entries(
-    records: Sequence[MemberRecord], members: Sequence[nn.Module], weights: Sequence[float]
-) -> tuple[MemberEntry, ...]:
-    costs: list[tuple[ModelConfig, float]] = []  # of each configuration
-    entries = []
-    for record, member, weight in zip(records, members, weights, strict=True):
-        model = record.model
-        gflop = next((cost for known, cost in costs if known == model), None)
-        if gflop is None:
-            gflop = gflop_a_pass(member, (model.channels, model.image_size, model.image_size))
-            costs.append((model, gflop))
-        entries.append(
-            MemberEntry(
-                sha256=record.sha256,
-                backbone=model.backbone,
-                epoch=record.epoch,
-                validation_accuracy=record.validation_accuracy,
-                parameters=parameters_of(member),
-                gflop_a_pass=gflop,
-                weight=weight,
-            )
-        )
-    return tuple(entries)
-
-
-def _view_entry(view: View, first: View, weight: float) -> ViewEntry:
-    return ViewEntry(
-        name=view.name,
-        function=view.function.__name__,
-        parameters=dict(view.parameters),
-        mirrored=view.mirrored,
-        weight=weight,
-        same_as=None if first is view else first.name,
-    )
-
-
-def _graph_entry(directory: Path, row: Precision) -> GraphEntry:
-    file = directory / f"model.{row.name}.onnx"
-    return GraphEntry(file=file.name, opset=OPSET, operators=operators(file))
-
-
-def _calibrate(
-    directory: Path, graph: Path, data: DataSet, config: RunConfig, *, wanted: str, count: int, console: Console
-) -> tuple[CalibrationEntry, dict[str, tuple[float, float]]]:
-    """Calibrate on faces that the members were trained on: never on those that judge them."""
-    train = training_faces(data, config).train
-    if train.sha256() != wanted:
-        raise BadData(
-            f"the training faces in {data.source} are not those that the members were trained on.",
-            hint="--calib-data names where those are; or train again",
-        )
-    chosen = train.take(balanced_rows(train.labels, count, seed=config.training.seed))
-    with (
-        tempfile.TemporaryDirectory(dir=directory) as scratch,
-        progress_bar(console, "calibrating on training faces", len(chosen)) as advance,
-    ):
-        ranges = activation_ranges(
-            graph, chosen.images, scratch=Path(scratch), operators=QUANTIZED_OPERATORS, progress=advance
-        )
-    source = data_name(data.source)
-    calibration = Calibration(
-        data=source,
-        data_sha256=wanted,
-        face_hashes=tuple(face_hashes(chosen.images)),
-        graph_sha256=sha256_of(graph),
-        ranges=ranges,
-    )
-    write_text(directory / "calibration.json", calibration.to_json())
-    entry = CalibrationEntry(
-        file="calibration.json", method=calibration.method, faces=len(chosen), data=source, split="train"
-    )
-    return entry, ranges
 
 
 def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
@@ -423,6 +344,7 @@ def verify(
         batch=batch,
         latency={name: latency_of(times) for name, times in samples.items()},
         size_bytes={precision: bundle.size_of(precision) for precision in bundle.manifest.graphs},
+        notes=bundle.notes({engine.precision for engine in opened}),
         machine=describe_machine(),
         verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",
     )
@@ -480,6 +402,7 @@ def bench(
         passes_a_face=manifest.passes_a_face,
         results=tuple(results),
         size_bytes={precision: bundle.size_of(precision) for precision in manifest.graphs},
+        notes=bundle.notes({engine.precision for engine in opened}),
         machine=describe_machine(),
     )
     _write_report(bundle, "bench", report, speed_markdown(report))

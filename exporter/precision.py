@@ -29,11 +29,15 @@ class Precision:
     name: str
     title: str
     converter: str
-    """`module:function(source, target, ranges)`, from the FP32 graph; empty for FP32 itself."""
+    """`module:function(source, target, calibration, skip=())`, from the FP32 graph; empty for FP32 itself."""
+    bits: int
+    """Of the numbers that dense layers multiply."""
     calibrated: bool = False
-    """Whether the converter needs activation ranges."""
+    """Whether the converter needs to know what the activations are on real faces."""
     tolerance: Tolerance
 
+
+_OF_8_BITS = Tolerance(max_difference=0.25, mean_difference=2e-2, min_agreement=0.96, max_drop=0.01)
 
 PRECISIONS: Mapping[str, Precision] = {
     row.name: row
@@ -42,20 +46,47 @@ PRECISIONS: Mapping[str, Precision] = {
             name="fp32",
             title="FP32",
             converter="",
+            bits=32,
             tolerance=Tolerance(max_difference=1e-5, mean_difference=1e-6, min_agreement=0.999, max_drop=0.001),
         ),
         Precision(
             name="fp16",
             title="FP16",
-            converter="emoexport.quantize:to_fp16",
+            converter="emoexport.half:to_fp16",
+            bits=16,
+            calibrated=True,
             tolerance=Tolerance(max_difference=2e-2, mean_difference=2e-3, min_agreement=0.995, max_drop=0.005),
+        ),
+        Precision(
+            name="bf16",
+            title="BF16",
+            converter="emoexport.half:to_bf16",
+            bits=16,
+            tolerance=Tolerance(max_difference=5e-2, mean_difference=5e-3, min_agreement=0.99, max_drop=0.005),
         ),
         Precision(
             name="int8",
             title="INT8",
             converter="emoexport.quantize:to_int8",
+            bits=8,
             calibrated=True,
-            tolerance=Tolerance(max_difference=0.25, mean_difference=2e-2, min_agreement=0.96, max_drop=0.01),
+            tolerance=_OF_8_BITS,
+        ),
+        Precision(
+            name="int8-fp16",
+            title="INT8 + FP16",
+            converter="emoexport.quantize:to_int8_fp16",
+            bits=8,
+            calibrated=True,
+            tolerance=_OF_8_BITS,
+        ),
+        Precision(
+            name="fp8",
+            title="FP8",
+            converter="emoexport.quantize:to_fp8",
+            bits=8,
+            calibrated=True,
+            tolerance=_OF_8_BITS,
         ),
     )
 }

@@ -1,218 +1,237 @@
-"""From the FP32 graph to the same graph in another precision. The types stand in the graph itself."""
+"""From the FP32 graph to one whose dense layers multiply 8-bit numbers: pairs of QuantizeLinear and DequantizeLinear.
 
-from collections.abc import Mapping
+The pairs are of the flavour that TensorRT accepts and ONNX Runtime and OpenVINO run: symmetric, activations per tensor,
+weights per output channel and stored as 8-bit numbers, biases in floating point, outputs not quantised.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnxruntime.quantization import CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from numpy.typing import NDArray
 
-from emoexport.errors import BadInput, CheckFailed
-from emoexport.onnx_graph import INLINE_LIMIT, save_graph
+from emoexport.calib.record import Calibration
+from emoexport.errors import BadInput
+from emoexport.half import Kept, by_reason, retype, stays_fp32
+from emoexport.member_graph import in_member
+from emoexport.onnx_graph import save_graph
 
-__all__ = ["QUANTIZED_OPERATORS", "quantized_nodes", "to_fp16", "to_int8"]
+__all__ = ["feeds_of", "layers_of", "to_fp8", "to_int8", "to_int8_fp16"]
 
-Ranges = Mapping[str, tuple[float, float]]
+_CHANNELS: Mapping[str, slice] = {"Conv": slice(2), "Gemm": slice(2), "MatMul": slice(-2, None)}
+"""By operator, which dimensions of its weight are channels; stacked members have `(K, in, out)`."""
 
-QUANTIZED_OPERATORS = ("Conv", "MatMul", "Gemm")
+_OUTPUTS: Mapping[str, int] = {"Conv": 0, "Gemm": 1, "MatMul": -1}
+"""By operator, the axis of the output channels."""
 
 _SMALL = 16
 """Layers with fewer input or output channels stay as they are: nothing to gain, much to lose."""
 
-
-def to_fp16(source: Path, target: Path, ranges: Ranges | None = None) -> None:  # noqa: ARG001 (one signature for all)
-    """Make the members compute in FP16.
-
-    Views, softmax, vote and decision stay in FP32: they cost little, and a tie should not turn on rounding.
-
-    Raises:
-        CheckFailed: if a weight lies beyond FP16's 65,504.
-    """
-    model = ir.load(source)
-    _retype_members(model, ir.DataType.FLOAT16)
-    save_graph(model, target)
-    onnx.checker.check_model(str(target), full_check=True)
+_SMALLEST_STEP = 2.0**-17
+"""What one step is worth at least: below it FP16 has less than 7 bits to tell scales apart."""
 
 
-def _retype_members(model: ir.Model, dtype: ir.DataType) -> None:
-    """Give every FP32 tensor inside the members another type, with one Cast for each value that crosses over."""
-    graph = model.graph
-    entered: dict[ir.Value, ir.Value] = {}
-    members = [node for node in graph if _in_member(node.name)]
-    inside = set(members)
-    for node in members:
-        for index, value in enumerate(node.inputs):
-            if value is None or value.dtype != ir.DataType.FLOAT or value.producer() in inside:
-                continue
-            if value not in entered:
-                entered[value] = _weight_as(graph, value, dtype) or _cast_before(graph, node, value, dtype)
-            node.replace_input_with(index, entered[value])
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", dtype)
-    for node in members:
-        for value in node.outputs:
-            if value.dtype != ir.DataType.FLOAT:
-                continue
-            value.dtype = dtype
-            outside = [use for use in value.uses() if use.node not in inside]
-            if outside:
-                back = _cast_after(graph, node, value, ir.DataType.FLOAT)
-                for use in outside:
-                    use.node.replace_input_with(use.idx, back)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
-
-
-def _cast_before(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    cast = _cast(value, dtype)
-    graph.insert_before(node, cast)
-    return cast.outputs[0]
-
-
-def _cast_after(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    cast = _cast(value, dtype)
-    graph.insert_after(node, cast)
-    return cast.outputs[0]
-
-
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
-    name = f"{value.name}.{dtype.name.lower()}"
-    output = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
-    return ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], outputs=[output], name=f"cast/{name}")
-
-
-def _weight_as(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
-    """A copy of a weight in another type; None where the value is no weight."""
-    if value.const_value is None:
-        return None
-    array = value.const_value.numpy()
-    limit = np.finfo(dtype.numpy()).max
-    if np.abs(array).max(initial=0) > limit:
-        raise CheckFailed(
-            f"the weight {value.name} reaches {np.abs(array).max():.3g}, beyond the {limit:.3g} of {dtype.name}."
-        )
-    name = f"{value.name}.{dtype.name.lower()}"
-    weight = ir.Value(
-        name=name,
-        type=ir.TensorType(dtype),
-        shape=value.shape,
-        const_value=ir.Tensor(array.astype(dtype.numpy()), name=name),
-    )
-    graph.register_initializer(weight)
-    return weight
-
-
-def to_int8(source: Path, target: Path, ranges: Ranges | None = None) -> None:
-    """Put Q/DQ pairs around the heavy layers of the members.
-
-    Symmetric int8 activations and weights, weights per output channel, float biases: what TensorRT accepts
-    and ONNX Runtime and OpenVINO run.
+def to_int8(source: Path, target: Path, calibration: Calibration | None, skip: Collection[str] = ()) -> Kept:
+    """Have the members' dense layers multiply INT8, and leave FP32 between them.
 
     Args:
         source: the FP32 graph.
         target: the file to write.
-        ranges: lowest and highest value of each activation that feeds a quantised layer.
-
-    Raises:
-        BadInput: if a range is missing: the calibration is of another graph.
-    """
-    model = onnx.load(source)
-    nodes = quantized_nodes(model)
-    whole = _scale_outside(model.graph, set(nodes))
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    feeds = {node.input[0] for node in model.graph.node if node.name in nodes} - initializers
-    missing = sorted(feeds - set(ranges or {}))
-    if missing or ranges is None:
-        raise BadInput(
-            f"the calibration has no range for '{missing[0] if missing else 'any tensor'}': it is of another graph.",
-            hint="build again",
-        )
-    quantizer = QDQQuantizer(
-        model=model,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QInt8,
-        tensors_range=_tensors_data({name: ranges[name] for name in feeds}),
-        nodes_to_quantize=nodes,
-        nodes_to_exclude=[],
-        op_types_to_quantize=list(QUANTIZED_OPERATORS),
-        extra_options={
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,
-            "AddQDQPairToWeight": False,
-            "OpTypesToExcludeOutputQuantization": list(QUANTIZED_OPERATORS),
-            "QDQOpTypePerChannelSupportToAxis": {"Conv": 0, "MatMul": 1, "Gemm": 1},
-            "TensorQuantOverrides": {name: [{"scale": np.float32(1), "zero_point": np.int8(0)}] for name in whole},
-        },
-    )
-    quantizer.quantize_model()
-    _round_for(quantizer.model.model.graph, set(nodes))
-    quantizer.model.topological_sort()
-    _save(quantizer.model.model, target)
-
-
-def _scale_outside(graph: onnx.GraphProto, nodes: set[str]) -> list[str]:
-    """Divide stacked weights `(K, in, out)` of `nodes` by a scale `(K, 1, out)`, and multiply their products by it.
-
-    DequantizeLinear takes scales along one axis only, and ONNX Runtime none of its own in a batched product. So each
-    output of each member is brought to the whole range of INT8 beforehand, and the weight as a whole has the scale 1.
+        calibration: with the ranges of the activations that feed these layers.
+        skip: names of layers to leave as they are.
 
     Returns:
-        Names of these weights.
+        Why layers of the members stay as they are, and their names.
+
+    Raises:
+        BadInput: if the calibration is missing or of another graph, or the graph is quantised already.
     """
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    batched = [node for node in graph.node if node.name in nodes and len(weights[node.input[1]].dims) == 3]
-    for node in batched:
-        weight = weights[node.input[1]]
-        values = onnx.numpy_helper.to_array(weight)
-        scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
-        weight.CopyFrom(onnx.numpy_helper.from_array(values / scale, weight.name))
-        name, product, result = f"{node.name}.scale", f"{node.output[0]}.unscaled", node.output[0]
-        graph.initializer.append(onnx.numpy_helper.from_array(scale, name))
-        graph.node.append(onnx.helper.make_node("Mul", [product, name], [result], name=name))
-        node.output[0] = product
-    return [node.input[1] for node in batched]
+    return _write(source, target, calibration, skip, ir.DataType.INT8, ir.DataType.FLOAT)
 
 
-def _round_for(graph: onnx.GraphProto, nodes: set[str]) -> None:
-    """Let `nodes` alone read the rounded activations: the quantiser gives them to all readers, also past the branch."""
-    quantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    pairs = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in quantized]
-    exact = {pair.output[0]: quantized[pair.input[0]] for pair in pairs}
-    for node in graph.node:
-        if node.name not in nodes:
-            node.input[:] = [exact.get(name, name) for name in node.input]
+def to_int8_fp16(source: Path, target: Path, calibration: Calibration | None, skip: Collection[str] = ()) -> Kept:
+    """As `to_int8`, with FP16 between the layers, for GPUs; what stays in FP32 is what `half.to_fp16` keeps."""
+    return _write(source, target, calibration, skip, ir.DataType.INT8, ir.DataType.FLOAT16)
 
 
-def quantized_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes to quantise: dense layers of the members, neither depthwise nor tiny."""
-    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    channels = {"Conv": slice(2), "Gemm": slice(2), "MatMul": slice(-2, None)}  # stacked members have (K, in, out)
+def to_fp8(source: Path, target: Path, calibration: Calibration | None, skip: Collection[str] = ()) -> Kept:
+    """As `to_int8_fp16`, with FP8 (E4M3) in the place of INT8."""
+    return _write(source, target, calibration, skip, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT16)
+
+
+def _write(
+    source: Path,
+    target: Path,
+    calibration: Calibration | None,
+    skip: Collection[str],
+    dtype: ir.DataType,
+    between: ir.DataType,
+) -> Kept:
+    model = ir.load(source)
+    if calibration is None:
+        raise BadInput("8-bit layers are made without calibration; needed are the ranges of what feeds them.")
+    reasons = stays_fp32(model.graph, between, calibration)
+    skipped = {**dict.fromkeys(skip, "left out"), **{str(node.name): why for node, why in reasons.items()}}
+    layers = layers_of(model.graph)
+    _quantize(model.graph, [node for node in layers if node.name not in skipped], calibration, dtype, between)
+    if between != ir.DataType.FLOAT:
+        retype(model, {node for node in model.graph if in_member(node.name)} - set(reasons), between)
+    save_graph(model, target)
+    onnx.checker.check_model(str(target), full_check=True)
+    few = {node: "depthwise or few channels" for node in model.graph if _is_layer(node) and node not in set(layers)}
+    return by_reason(reasons | few | {node: skipped[str(node.name)] for node in layers if node.name in skipped})
+
+
+def layers_of(graph: ir.Graph) -> list[ir.Node]:
+    """The layers that can be quantised: dense ones of the members, neither depthwise nor with few channels.
+
+    Raises:
+        BadInput: if the graph is quantised already.
+    """
+    if any(node.op_type == "DequantizeLinear" for node in graph):
+        raise BadInput("the graph is quantised already; needed is an FP32 graph.", hint="emoexport build")
     return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in QUANTIZED_OPERATORS
-        and _in_member(node.name)
-        and len(node.input) > 1
-        and min(shapes.get(node.input[1], [0])[channels[node.op_type]]) >= _SMALL  # depthwise weights are (C, 1, k, k)
+        node
+        for node in graph
+        if _is_layer(node)
+        # depthwise weights are (C, 1, k, k)
+        and min(_weight_of(node).shape.numpy()[_CHANNELS[node.op_type]]) >= _SMALL
     ]
 
 
-def _in_member(name: str | None) -> bool:
-    return (name or "").startswith("members.")
+def feeds_of(source: Path) -> list[str]:
+    """The tensors that feed the layers of a graph that can be quantised, by name."""
+    return list(dict.fromkeys(str(_input(node).name) for node in layers_of(ir.load(source).graph)))
 
 
-def _tensors_data(ranges: Ranges) -> TensorsData:
-    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    return TensorsData(CalibrationMethod.MinMax, pairs)
+def _is_layer(node: ir.Node) -> bool:
+    """Whether a node is a product with weights, in a member."""
+    return (
+        in_member(node.name)
+        and node.op_type in _CHANNELS
+        and len(node.inputs) > 1
+        and node.inputs[1] is not None
+        and node.inputs[1].const_value is not None
+    )
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    external = model.ByteSize() > INLINE_LIMIT
-    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
-    onnx.checker.check_model(str(path), full_check=True)
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _weight_of(node: ir.Node) -> ir.TensorProtocol:
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _quantize(
+    graph: ir.Graph, layers: Sequence[ir.Node], calibration: Calibration, dtype: ir.DataType, scales: ir.DataType
+) -> None:
+    """Give each layer the rounded form of its input and of its weight; all other readers keep the exact ones."""
+    ranges = calibration.ranges_of(str(_input(node).name) for node in layers)
+    rounded: dict[ir.Value, ir.Value] = {}
+    for node in layers:
+        value = _input(node)
+        if value not in rounded:
+            limit = max(map(abs, ranges[str(value.name)]))
+            scale = _scales(np.array(limit), dtype, scales)
+            rounded[value] = _pair(graph, value, scale, dtype)
+        node.replace_input_with(0, rounded[value])
+        _quantize_weight(graph, node, dtype, scales)
+
+
+def _pair(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], dtype: ir.DataType) -> ir.Value:
+    producer = value.producer()
+    owner = (producer.name if producer is not None and in_member(producer.name) else None) or "members.input"
+    parameters = [
+        _constant(graph, f"{value.name}.scale", scale),
+        _constant(graph, f"{value.name}.zero", np.zeros((), dtype.numpy()), dtype),
+    ]
+    down = ir.node("QuantizeLinear", [value, *parameters], name=f"{owner}/quantize")
+    up = ir.node("DequantizeLinear", [down.outputs[0], *parameters], name=f"{owner}/dequantize")
+    for node, ending, type_ in ((down, "quantized", dtype), (up, "rounded", ir.DataType.FLOAT)):
+        output = node.outputs[0]
+        output.name, output.type, output.shape = f"{value.name}.{ending}", ir.TensorType(type_), value.shape
+    if producer is None:
+        graph.insert_before(graph[0], [down, up])
+    else:
+        graph.insert_after(producer, [down, up])
+    return up.outputs[0]
+
+
+def _quantize_weight(graph: ir.Graph, node: ir.Node, dtype: ir.DataType, scales: ir.DataType) -> None:
+    """Store a weight as 8-bit numbers with a scale for each output channel.
+
+    DequantizeLinear takes scales along one axis only, and ONNX Runtime none of its own in a batched product. So of a
+    stacked weight `(K, in, out)` each output of each member is brought to the whole range of the type beforehand, the
+    weight as a whole has the scale 1, and the product is multiplied by the scales `(K, 1, out)`.
+    """
+    weight = node.inputs[1]
+    assert weight is not None
+    values = _weight_of(node).numpy()
+    axis = _OUTPUTS[node.op_type] % values.ndim
+    stacked = values.ndim == 3 and node.op_type == "MatMul"
+    others = (1,) if stacked else tuple(index for index in range(values.ndim) if index != axis)
+    scale = _scales(np.abs(values).max(axis=others, keepdims=True), dtype, scales)
+    stored = _constant(graph, f"{weight.name}.{dtype.name.lower()}", _as(values / scale, dtype), dtype)
+    own = np.ones(()) if stacked else scale.reshape(-1)
+    attributes = {} if stacked else {"axis": axis}
+    if stacked:
+        _multiply(graph, node, scale)
+    zeros = np.zeros(own.shape, dtype.numpy())
+    parameters = [_constant(graph, f"{weight.name}.scale", own), _constant(graph, f"{weight.name}.zero", zeros, dtype)]
+    up = ir.node("DequantizeLinear", [stored, *parameters], attributes, name=f"{node.name}/weight")
+    output = up.outputs[0]
+    output.name, output.type, output.shape = f"{weight.name}.rounded", ir.TensorType(ir.DataType.FLOAT), weight.shape
+    graph.insert_before(node, up)
+    node.replace_input_with(1, output)
+    if not weight.uses():
+        graph.initializers.pop(str(weight.name))
+
+
+def _multiply(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -> None:
+    product = node.outputs[0]
+    factor = _constant(graph, f"{node.name}.scale", scale)
+    scaled = ir.node("Mul", [product, factor], name=f"{node.name}/scale")
+    output = scaled.outputs[0]
+    output.name, output.type, output.shape = f"{product.name}.scaled", product.type, product.shape
+    for use in list(product.uses()):
+        if use.node is not scaled:
+            use.node.replace_input_with(use.idx, output)
+    graph.insert_after(node, scaled)
+
+
+def _scales(limits: NDArray[np.floating], dtype: ir.DataType, stored: ir.DataType) -> NDArray[np.float32]:
+    """What one step is worth where the largest number of a type stands for a limit; exact in the type of the scales."""
+    steps: NDArray[np.float32] = np.maximum(limits / _largest(dtype), _SMALLEST_STEP).astype(stored.numpy())
+    return steps.astype(np.float32)
+
+
+def _largest(dtype: ir.DataType) -> float:
+    return 127 if dtype == ir.DataType.INT8 else float(dtype.max)
+
+
+def _as(values: NDArray[np.floating], dtype: ir.DataType) -> NDArray[np.generic]:
+    """The nearest numbers of a type."""
+    largest = _largest(dtype)
+    near = np.rint(values) if dtype == ir.DataType.INT8 else values
+    found: NDArray[np.generic] = np.clip(near, -largest, largest).astype(dtype.numpy())
+    return found
+
+
+def _constant(
+    graph: ir.Graph, name: str, array: NDArray[np.generic], dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.Value:
+    """An initializer; the one of this name if there is one."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.Tensor(np.asarray(array, dtype.numpy()), dtype=dtype, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -178,14 +178,60 @@ def _fold_layer_norm(member: MemberGraph) -> int:
     return count
 
 
+def _power_by_logarithm(member: MemberGraph) -> int:
+    """A power of positive numbers as exp(p log x): runtimes have fast kernels for these two, and none for powers."""
+    count = 0
+    for node in _nodes(member, aten.pow.Tensor_Tensor, aten.pow.Tensor_Scalar):
+        base, power = node.args
+        if not _is_positive(base) or (not isinstance(power, fx.Node) and float(power).is_integer()):
+            continue
+        with member.graph.inserting_before(node):
+            result = base
+            for target, rest in ((aten.log.default, ()), (aten.mul.Tensor, (power,)), (aten.exp.default, ())):
+                result = member.graph.call_function(target, (result, *rest))
+                result.meta = dict(node.meta)
+        _replace(member, node, result)
+        count += 1
+    return count
+
+
+POSITIVE = {aten.exp.default, aten.sigmoid.default}
+"""What gives positive numbers whatever goes in."""
+KEEP_POSITIVE = {
+    aten.amax.default,
+    aten.div.Tensor,
+    aten.expand.default,
+    aten.mean.dim,
+    aten.mul.Tensor,
+    aten.pow.Tensor_Tensor,
+    aten.reshape.default,
+    aten.sqrt.default,
+    aten.view.default,
+}
+"""What makes positive numbers of positive numbers."""
+
+
+def _is_positive(node: Any) -> bool:
+    """Whether a value is above 0 wherever it is finite, as far as its operators tell."""
+    if not isinstance(node, fx.Node):
+        return isinstance(node, int | float) and node > 0
+    if node.target is aten.clamp.default:
+        return len(node.args) > 1 and isinstance(node.args[1], int | float) and node.args[1] > 0
+    if node.target in KEEP_POSITIVE:
+        count = 2 if node.target in {aten.div.Tensor, aten.mul.Tensor} else 1
+        return all(_is_positive(argument) for argument in node.args[:count])
+    return node.target in POSITIVE
+
+
 REWRITES: Mapping[str, Callable[[MemberGraph], int]] = {
     "idle": _drop_idle,
     "batch-norm": _fold_batch_norm,
     "layer-scale": _fold_layer_scale,
     "normalisation": _fold_normalisation,
     "layer-norm": _fold_layer_norm,
+    "power": _power_by_logarithm,
 }
-"""In the order in which they are applied. Each returns how many nodes it took out."""
+"""In the order in which they are applied. Each returns how many nodes it took out, or replaced."""
 
 
 @dataclass(frozen=True)

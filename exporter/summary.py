@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from emoexport.bundle import Bundle, LayoutEntry, MemberEntry, ViewEntry
+from emoexport.bundle import Bundle, CalibrationEntry, LayoutEntry, MemberEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
@@ -46,6 +46,8 @@ class GraphSummary(Record):
     opset: int
     operators: dict[str, int]
     """Nodes of each operator, most frequent first."""
+    kept: dict[str, tuple[str, ...]]
+    """By reason, the nodes of members that stayed in FP32, or unquantised."""
     types: dict[str, TypeCount]
     """The precision histogram, by ONNX tensor type (FLOAT, FLOAT16, INT8, ...), most weight bytes first."""
 
@@ -80,6 +82,8 @@ class BundleSummary(Record):
     bytes_in_a_face: int
     bytes_out_a_face: dict[str, int]
     """By output of the graph."""
+    calibration: CalibrationEntry | None
+    """What the activations were calibrated on; None where nothing needed it."""
     graphs: dict[str, GraphSummary]
     """By precision."""
 
@@ -112,6 +116,7 @@ def summarize(bundle: Bundle) -> BundleSummary:
         passes_a_face=manifest.passes_a_face,
         parameters=sum(parameters for parameters, _ in known) if complete else None,
         gflop_a_face=sum(gflop for _, gflop in known) * manifest.passes_a_face / len(known) if complete else None,
+        calibration=manifest.calibration,
         bytes_in_a_face=math.prod(manifest.face_shape),
         bytes_out_a_face=_output_bytes(next(iter(models.values())).graph),
         graphs={precision: _summary_of(bundle, precision, model) for precision, model in models.items()},
@@ -139,6 +144,7 @@ def _summary_of(bundle: Bundle, precision: str, model: onnx.ModelProto) -> Graph
         file=bundle.manifest.graphs[precision].file,
         bytes=bundle.size_of(precision),
         opset=next(entry.version for entry in model.opset_import if not entry.domain),
+        kept=bundle.manifest.graphs[precision].kept,
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         types=_type_counts(model.graph),
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from emoexport.bundle import MemberEntry, ViewEntry
+from emoexport.bundle import CalibrationEntry, MemberEntry, ViewEntry
 from emoexport.decision import Decision
 from emoexport.summary import BundleSummary
 from emoexport.table_format import Row, terminal_table
@@ -23,6 +23,9 @@ def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
         "tensor types: of the weights, and that layers and other nodes compute in",
         _table(_type_rows(summary), "graph", "type"),
     )
+    kept = _kept_rows(summary)
+    if kept:
+        yield "nodes of members that stay in FP32, or unquantised", _table(kept, "because of")
     yield "nodes of each operator", _table(_operator_rows(summary), "operator")
 
 
@@ -44,6 +47,7 @@ def _fold_table(summary: BundleSummary) -> Table:
         "decision": _decision_line(summary.decision),
         "layout": summary.layout.name,
         **_rewrites_lines(summary.rewrites),
+        **_calibration_line(summary.calibration),
         "labels": ", ".join(summary.labels),
         "parameters": _number(summary.parameters),
         "GFLOP a face": _number(summary.gflop_a_face, digits=3),
@@ -66,6 +70,14 @@ def _rewrites_lines(rewrites: dict[str, int] | None) -> dict[str, str]:
     if not rewrites:
         return {"rewrites": "not counted" if rewrites is None else "none"}
     return {"rewrites, nodes": f"{sum(rewrites.values()):,}", **{f"  {name}": f"{n:,}" for name, n in rewrites.items()}}
+
+
+def _calibration_line(calibration: CalibrationEntry | None) -> dict[str, str]:
+    if calibration is None:
+        return {}
+    if calibration.random:
+        return {"calibration": f"{calibration.method}, calibrated on random pictures"}
+    return {"calibration": f"{calibration.method}, {calibration.faces:,} faces of {calibration.data}"}
 
 
 def _view_rows(summary: BundleSummary) -> list[Row]:
@@ -127,6 +139,15 @@ def _type_rows(summary: BundleSummary) -> list[Row]:
         }
         for precision, graph in summary.graphs.items()
         for name, count in graph.types.items()
+    ]
+
+
+def _kept_rows(summary: BundleSummary) -> list[Row]:
+    """One column a graph, as far as it kept any."""
+    graphs = {precision: graph.kept for precision, graph in summary.graphs.items() if graph.kept}
+    return [
+        {"because of": why, **{precision: f"{len(kept.get(why, ())):,}" for precision, kept in graphs.items()}}
+        for why in dict.fromkeys(why for kept in graphs.values() for why in kept)
     ]
 
 

@@ -52,6 +52,7 @@ def parity_markdown(report: ParityReport) -> str:
     parts += [
         f"Accuracy: Wilson interval; agreement: Clopper-Pearson. Times: median of a call with {report.batch} faces, "
         "end to end, all engines in turn in one run.",
+        *report.notes,
         machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
@@ -72,6 +73,7 @@ def speed_markdown(report: SpeedReport) -> str:
         markdown_table([_speed_row(result) for result in report.results]),
         "End to end from uint8 faces in memory to labels. All engines in turn in one run; times reference: "
         "median of the ratios round by round, 95 % bootstrap interval.",
+        *report.notes,
         machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"

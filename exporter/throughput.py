@@ -38,6 +38,8 @@ class SpeedReport(Record):
     results: tuple[EngineSpeed, ...]
     size_bytes: dict[str, int]
     """Of the graph, by precision."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know."""
     machine: dict[str, str]
 
 

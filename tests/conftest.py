@@ -11,7 +11,12 @@ from rich.console import Console
 
 from emoexport import cli
 from emoexport.bundle import Bundle
+from emoexport.calib.record import Calibration
+from emoexport.calibration import CalibrationFaces, Wish, calibrate
 from emoexport.decision import Decision, PairRule
+from emoexport.labels import EMOTIONS
+from emoexport.precision import PRECISIONS
+from emoexport.quantize import feeds_of
 from emoexport.train.config import ModelConfig, RunConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet
 from emoexport.train.synthetic import synthetic_faces
@@ -126,9 +131,40 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, config_file: Path, quiet: 
 
 
 @pytest.fixture(scope="session")
+def calibrated(quiet: Console) -> Callable[..., Calibration]:
+    """Calibrate a graph on faces given as pixels: all but the last five, which are held out."""
+
+    def on_faces(graph: Path, images: np.ndarray, method: str = "min-max") -> Calibration:
+        counts, splits = dict.fromkeys(EMOTIONS, len(images) // 7), {"test": 1}
+        chosen = CalibrationFaces(
+            images=images[:-5],
+            held_out=images[-5:],
+            source="drawn",
+            sha256="0" * 64,
+            counts=counts,
+            disjoint_from=splits,
+            left_out=0,
+        )
+        return calibrate(graph, feeds_of(graph), chosen, method=method, console=quiet)
+
+    return on_faces
+
+
+@pytest.fixture(scope="session")
 def bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Bundle:
     """A bundle of that run at every precision."""
     from emoexport.pipeline import build
 
     out = tmp_path_factory.mktemp("build") / "tiny"
-    return build(run_dir, out, precisions=["fp16", "int8"], calibration_faces=35, max_batch=64, console=quiet)
+    precisions = [name for name in PRECISIONS if name != "fp32"]
+    return build(run_dir, out, precisions=precisions, calibration=Wish(faces=35), max_batch=64, console=quiet)
+
+
+@pytest.fixture(scope="session")
+def stacked_bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Bundle:
+    """The same with the members stacked."""
+    from emoexport.pipeline import build
+
+    out, precisions = tmp_path_factory.mktemp("build") / "stacked", [name for name in PRECISIONS if name != "fp32"]
+    wish = Wish(faces=35)
+    return build(run_dir, out, precisions=precisions, calibration=wish, layout="stacked", max_batch=64, console=quiet)

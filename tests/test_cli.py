@@ -75,7 +75,7 @@ def test_inspect_shows_tables_or_one_json_document(call, bundle):
     assert "32 (2 members x 16 views)" in out
     code, out, err = call("inspect", bundle.path, "--json")
     assert (code, err) == (0, "")
-    assert set(json.loads(out)["graphs"]) == {"fp32", "fp16", "int8"}
+    assert set(json.loads(out)["graphs"]) == set(PRECISIONS)
 
 
 def test_bench_py_is_the_same_command():

@@ -1,4 +1,5 @@
 import copy
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +7,11 @@ import onnx
 import pytest
 import torch
 
-from emoexport.calib.ranges import activation_ranges
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS, open_engine
 from emoexport.fold import Fold, Vote
 from emoexport.onnx_graph import export_fold
 from emoexport.precision import PRECISIONS
-from emoexport.quantize import QUANTIZED_OPERATORS, to_fp16, to_int8
 from emoexport.reference import Reference
 from emoexport.train.checkpoint import load_members
 from emoexport.views import VIEWS, View, coinciding, views_named, zoom
@@ -54,22 +53,23 @@ def test_the_fold_calibrates_like_the_reference_in_float64(temperature, networks
 
 
 @pytest.fixture(scope="module")
-def warm_graphs(tmp_path_factory, run_dir, rules, faces) -> tuple[Reference, dict[str, Path]]:
+def warm_graphs(tmp_path_factory, run_dir, rules, faces, calibrated) -> tuple[Reference, dict[str, Path]]:
     """A weighted fold of trained members with a view twice and a temperature, at every precision; its reference."""
     folder = tmp_path_factory.mktemp("warm")
-    graphs = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
+    graphs = {name: folder / f"{name}.onnx" for name in PRECISIONS}
     members, views = load_members(run_dir)[1], (*views_named(["identity", "flip"]), STILL)
     weights, warm = np.array([[3.0, 0.2, 1.0], [0.1, 2.0, 0.5]]), rules.model_copy(update={"temperature": 1.6})
     reference = Reference(members=members, views=views, decision=warm, weights=weights)
     fold = Fold(members, views, warm, weights=weights, same_as=[0, 1, 0])
     export_fold(fold, graphs["fp32"], face_shape=(32, 32, 1), max_batch=64)
-    to_fp16(graphs["fp32"], graphs["fp16"])
-    ranges = activation_ranges(graphs["fp32"], faces[0][:35], scratch=folder, operators=QUANTIZED_OPERATORS)
-    to_int8(graphs["fp32"], graphs["int8"], ranges)
+    calibration = calibrated(graphs["fp32"], faces[0][:40])
+    for row in PRECISIONS.values():
+        if row.converter:
+            pkgutil.resolve_name(row.converter)(graphs["fp32"], graphs[row.name], calibration)
     return reference, graphs
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_graphs_with_weights_and_a_temperature_decide_like_the_reference(backend, precision, warm_graphs, faces):
     if not BACKENDS[backend].is_installed():

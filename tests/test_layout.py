@@ -26,7 +26,7 @@ def test_a_stacked_bundle_passes_at_every_precision(run_dir, tmp_path, call):
     manifest = Bundle.open(out).manifest
     assert (manifest.layout.name, manifest.layout.reason) == ("stacked", "asked for")
     assert Bundle.open(out).build_command().endswith("--layout stacked")
-    assert set(manifest.rewrites) == {"idle", "batch-norm", "layer-scale", "normalisation", "layer-norm"}
+    assert set(manifest.rewrites) == {"idle", "batch-norm", "layer-scale", "normalisation", "layer-norm", "power"}
     code, said, _ = call("verify", out, "--limit", 70, "--rounds", 1)
     assert (code, "verdict: passed" in said) == (0, True)
     code, said, _ = call("inspect", out, "--json")

@@ -73,6 +73,17 @@ class Shared(Scaled):
         return self.layer(self.norm(rows)) + self.layer(rows) * self.gamma
 
 
+class Powers(nn.Module):
+    """A learned power of what is at least so large, and a square, which runtimes multiply."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.power, self.least = nn.Parameter(torch.tensor([2.7])), least
+
+    def forward(self, pictures):
+        return (pictures.clamp(min=self.least) / 3).pow(self.power) + pictures.clamp(min=1e-3) ** 2
+
+
 class Tied(Scaled):
     """Two layers with one weight, under two names."""
 
@@ -103,6 +114,9 @@ class Tied(Scaled):
         (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)), {}, {aten._native_batch_norm_legit_no_training.default: 1}),
         (Tied(), {}, {aten.mul.Tensor: 1}),
         (nn.Sequential(nn.Dropout(0.5), nn.Conv2d(8, 4, 1)), {}, {aten.dropout.default: 0}),
+        (Powers(1e-3), {"power": 1}, {aten.exp.default: 1, aten.pow.Tensor_Tensor: 0, aten.pow.Tensor_Scalar: 1}),
+        # What may be 0 or less has no logarithm.
+        (Powers(0.0), {}, {aten.exp.default: 0, aten.pow.Tensor_Tensor: 1}),
     ],
 )
 def test_each_rewrite_is_exact_in_float64_and_takes_its_nodes_out(network, wanted, left):
@@ -124,8 +138,8 @@ def test_each_rewrite_is_exact_in_float64_and_takes_its_nodes_out(network, wante
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [
-        (UNPADDED, {"idle", "batch-norm", "layer-scale", "normalisation", "layer-norm"}),
-        (PADDED, {"idle", "batch-norm", "normalisation"}),
+        (UNPADDED, {"idle", "batch-norm", "layer-scale", "normalisation", "layer-norm", "power"}),
+        (PADDED, {"idle", "batch-norm", "normalisation", "power"}),
     ],
 )
 def test_a_rewritten_member_is_the_member_in_float64(config, wanted):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from rich.console import Console
 
@@ -15,7 +16,8 @@ from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
 from emoexport.flops import gflop_a_pass, parameters_of
 from emoexport.onnx_graph import OPSET
-from emoexport.quantize import quantized_nodes
+from emoexport.precision import PRECISIONS
+from emoexport.quantize import layers_of
 from emoexport.summary import LAYERS, BundleSummary, summarize
 from emoexport.summary_tables import summary_tables
 from emoexport.train.checkpoint import load_members
@@ -52,19 +54,21 @@ def test_bytes_are_those_that_an_engine_takes_and_gives(summary, bundle, faces):
         assert summary.bytes_out_a_face == {**found, "scores": scores.nbytes // len(some)}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_are_counted_as_they_lie_in_the_file(precision, summary, bundle):
     graph = summary.graphs[precision]
-    stored = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(bundle.graph(precision)).graph.initializer]
-    assert sum(count.weights for count in graph.types.values()) == sum(array.size for array in stored)
-    assert sum(count.weight_bytes for count in graph.types.values()) == sum(array.nbytes for array in stored)
+    stored = ir.load(bundle.graph(precision)).graph.initializers.values()
+    assert sum(count.weights for count in graph.types.values()) == sum(value.const_value.size for value in stored)
+    assert sum(count.weight_bytes for count in graph.types.values()) == sum(
+        value.const_value.nbytes for value in stored
+    )
     assert graph.bytes == bundle.size_of(precision)
     assert graph.bytes > sum(count.weight_bytes for count in graph.types.values())
-    assert graph.opset == OPSET
+    assert graph.opset == (22 if precision == "bf16" else OPSET)
     assert graph.operators == bundle.manifest.graphs[precision].operators
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_node_is_counted_once(precision, summary):
     graph = summary.graphs[precision]
     layers = sum(count for name, count in graph.operators.items() if name in LAYERS)
@@ -79,11 +83,14 @@ def test_layers_compute_in_the_precision_of_their_graph(summary, bundle):
         for precision, graph in summary.graphs.items()
     }
     total = sum(layers["fp32"].values())
-    quantized = len(quantized_nodes(onnx.load(bundle.graph("fp32"))))
+    quantized = len(layers_of(ir.load(bundle.graph("fp32")).graph))
     assert layers == {
         "fp32": {"FLOAT": total},
         "fp16": {"FLOAT16": total},
+        "bf16": {"BFLOAT16": total},
         "int8": {"INT8": quantized, "FLOAT": total - quantized},
+        "int8-fp16": {"INT8": quantized, "FLOAT16": total - quantized},
+        "fp8": {"FLOAT8E4M3FN": quantized, "FLOAT16": total - quantized},
     }
     assert 0 < quantized < total
 
