@@ -23,9 +23,21 @@ from emoexport.decision import Decision
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
 from emoexport.passes import Choice, Weight, pass_weights
-from emoexport.precision import precisions_named
+from emoexport.precision import PRECISIONS, precisions_named
+from emoexport.statistics import Estimate
 
-__all__ = ["MANIFEST_FILE", "Bundle", "FileEntry", "GraphEntry", "LayoutEntry", "Manifest", "MemberEntry", "ViewEntry"]
+__all__ = [
+    "MANIFEST_FILE",
+    "Bundle",
+    "CalibrationEntry",
+    "FileEntry",
+    "GateEntry",
+    "GraphEntry",
+    "LayoutEntry",
+    "Manifest",
+    "MemberEntry",
+    "ViewEntry",
+]
 
 MANIFEST_FILE = "manifest.json"
 
@@ -104,6 +116,24 @@ class CalibrationEntry(Record):
         return [*method, *(["--calib-random"] if self.random else [])]
 
 
+class GateEntry(Record):
+    """Whether a graph of 8 bits is worth having on the machine that built it."""
+
+    verdict: Literal["recommended", "not recommended", "not judged"]
+    reason: str
+    engine: str | None = None
+    """The fastest of its graph."""
+    rival: str | None = None
+    """The fastest of a graph of 16 or 32 bits."""
+    times_as_fast: Estimate | None = None
+    """As the rival, in turn, 95 % interval."""
+    gain_points: Estimate | None = None
+    """Accuracy of the engine less that of the rival on the same faces, paired 95 % interval."""
+    bound_points: float | None = None
+    """Its lower bound, one-sided at 95 %."""
+    faces: int | None = None
+
+
 class Manifest(SealedRecord):
     """`manifest.json`."""
 
@@ -128,6 +158,8 @@ class Manifest(SealedRecord):
     before there were any."""
     graphs: dict[str, GraphEntry]
     """By precision."""
+    gate: dict[str, GateEntry] = Field(default_factory=dict)
+    """By precision of 8 bits; those that are not recommended have no graph unless it was asked to be kept."""
     calibration: CalibrationEntry | None = None
     data: dict[str, Any]
     """What the run says of its faces."""
@@ -205,7 +237,13 @@ class Bundle:
         calibration = self.manifest.calibration
         noise = ["8-bit graphs were calibrated on random pictures: their figures tell nothing of real faces."]
         idle = [name for name in self.manifest.graphs if name not in engines]
+        slow = [name for name, found in self.manifest.gate.items() if found.verdict == "not recommended"]
         return (
+            *(
+                f"{PRECISIONS[name].title} is not recommended where this was built: {self.manifest.gate[name].reason}."
+                for name in slow
+                if name in self.manifest.graphs
+            ),
             *(noise if calibration is not None and calibration.random else []),
             *([f"Not judged, no engine here runs it: {', '.join(idle)}."] if idle else []),
         )
@@ -225,7 +263,10 @@ def _run_of(bundle: Path, manifest: Manifest) -> Path:
 
 def _command(bundle: Path, manifest: Manifest) -> str:
     """What makes this bundle again."""
-    flags = [f"--{precision}" for precision in manifest.graphs if precision != "fp32"]
+    asked = dict.fromkeys([*manifest.graphs, *manifest.gate])
+    flags = [f"--{precision}" for precision in asked if precision != "fp32"]
+    if any(manifest.gate[name].verdict == "not recommended" for name in manifest.gate if name in manifest.graphs):
+        flags.append("--keep-rejected")
     if manifest.layout.name != "branches":
         flags += ["--layout", manifest.layout.name]
     if manifest.calibration is not None:

@@ -145,6 +145,10 @@ def build(
     calib_random: Annotated[
         bool, typer.Option("--calib-random", help="Calibrate on noise; every report says so.")
     ] = False,
+    keep_rejected: Annotated[
+        bool,
+        typer.Option("--keep-rejected", help="Keep 8-bit graphs that are not faster here, or not as often right."),
+    ] = False,
     max_batch: Annotated[int, typer.Option(min=1, help="The largest number of faces in a call.")] = 256,
     layout: Annotated[
         str,
@@ -175,10 +179,17 @@ def build(
         calibration=Wish(faces=calib_size, method=calib_method, data=calib_data, file=calib_file, random=calib_random),
         max_batch=max_batch,
         layout=layout,
+        keep_rejected=keep_rejected,
         console=console,
     )
     chosen = bundle.manifest.layout
     console.print(f"layout: {chosen.name}, {chosen.reason}", highlight=False, soft_wrap=True)
+    for name, found in bundle.manifest.gate.items():
+        where = "" if found.verdict == "not judged" else " here"
+        kept = "" if name in bundle.manifest.graphs else "; it is not kept, --keep-rejected would"
+        console.print(
+            f"{PRECISIONS[name].title} {found.verdict}{where}: {found.reason}{kept}", highlight=False, soft_wrap=True
+        )
     for precision, graph in bundle.manifest.graphs.items():
         console.print(f"{out / graph.file}  {bundle.size_of(precision) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
     console.print(f"next: emoexport verify {out}", highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import functools
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from emoexport.bundle import (
     MANIFEST_FILE,
     Bundle,
     FileEntry,
+    GateEntry,
     Manifest,
 )
 from emoexport.calibration import (
@@ -32,9 +33,10 @@ from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.entries import graph_entry, member_entries, view_entry
-from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
+from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.fold import Fold
+from emoexport.gate import judge_graphs
 from emoexport.half import Kept
 from emoexport.layout import export_in_layout
 from emoexport.parity import ParityReport, compare
@@ -48,6 +50,7 @@ from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_fa
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
+from emoexport.train.ensemble import training_faces
 from emoexport.views import coinciding, views_named
 
 __all__ = [
@@ -69,6 +72,7 @@ def build(
     calibration: Wish = Wish(),  # noqa: B008 (frozen)
     max_batch: int = 256,
     layout: str = "branches",
+    keep_rejected: bool = False,
     console: Console,
 ) -> Bundle:
     """Fold a run into graphs.
@@ -80,6 +84,7 @@ def build(
         precisions: besides FP32, which the others are made from.
         calibration: what FP16 and 8-bit graphs are calibrated on, and how.
         max_batch: the largest number of faces in a call.
+        keep_rejected: keep graphs of 8 bits that are not recommended on this machine.
         layout: how the members stand in the graph, as `layout.export_in_layout` takes it.
         console: where progress is shown.
 
@@ -143,6 +148,12 @@ def build(
                 console.print(f"converting to {row.title} ...", highlight=False)
                 convert = pkgutil.resolve_name(row.converter)
                 kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found)
+        graph_files = {row.name: directory / f"model.{row.name}.onnx" for row in rows}
+        gate = _judge(run, record, graph_files, calibration, max_batch=max_batch, console=console)
+        for name, judged in gate.items():
+            if judged.verdict == "not recommended" and not keep_rejected:
+                for file in directory.glob(f"{graph_files.pop(name).name}*"):
+                    file.unlink()
         write_text(directory / "labels.txt", "".join(f"{label}\n" for label in model.labels))
         manifest = Manifest(
             created=timestamp(),
@@ -159,7 +170,8 @@ def build(
             decision=decision,
             layout=laid_out,
             rewrites=rewrites,
-            graphs={row.name: graph_entry(directory / f"model.{row.name}.onnx", kept[row.name]) for row in rows},
+            graphs={name: graph_entry(file, kept[name]) for name, file in graph_files.items()},
+            gate=gate,
             calibration=None if found is None else calibration_entry(found),
             data=record.data.model_dump(mode="json"),
             versions=versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
@@ -171,6 +183,22 @@ def build(
         manifest = manifest.sealed()
         write_text(directory / MANIFEST_FILE, manifest.to_json())
     return Bundle(path=out, manifest=manifest)
+
+
+def _judge(
+    run: Path, record: RunRecord, graphs: Mapping[str, Path], wish: Wish, *, max_batch: int, console: Console
+) -> dict[str, GateEntry]:
+    """Hold the graphs of 8 bits against the others, on the faces that the run was validated on."""
+    small = [name for name in graphs if PRECISIONS[name].bits == 8]
+    if not small:
+        return {}
+    try:
+        data = data_of_run(run, record, wish.data)
+    except BadData as err:
+        if wish.file is None and not wish.random:
+            raise
+        return dict.fromkeys(small, GateEntry(verdict="not judged", reason=f"there are no faces to judge on: {err}"))
+    return judge_graphs(graphs, training_faces(data, record.config).validation, max_batch=max_batch, console=console)
 
 
 def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: MemberRecord) -> None:

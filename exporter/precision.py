@@ -34,6 +34,8 @@ class Precision:
     """Of the numbers that dense layers multiply."""
     calibrated: bool = False
     """Whether the converter needs to know what the activations are on real faces."""
+    for_gpus: bool = False
+    """Whether nobody wants it on a CPU."""
     tolerance: Tolerance
 
 
@@ -78,6 +80,7 @@ PRECISIONS: Mapping[str, Precision] = {
             converter="emoexport.quantize:to_int8_fp16",
             bits=8,
             calibrated=True,
+            for_gpus=True,
             tolerance=_OF_8_BITS,
         ),
         Precision(
@@ -86,6 +89,7 @@ PRECISIONS: Mapping[str, Precision] = {
             converter="emoexport.quantize:to_fp8",
             bits=8,
             calibrated=True,
+            for_gpus=True,
             tolerance=_OF_8_BITS,
         ),
     )

@@ -157,7 +157,8 @@ def bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Conso
 
     out = tmp_path_factory.mktemp("build") / "tiny"
     precisions = [name for name in PRECISIONS if name != "fp32"]
-    return build(run_dir, out, precisions=precisions, calibration=Wish(faces=35), max_batch=64, console=quiet)
+    settings = {"calibration": Wish(faces=35), "max_batch": 64, "keep_rejected": True}
+    return build(run_dir, out, precisions=precisions, **settings, console=quiet)
 
 
 @pytest.fixture(scope="session")
@@ -166,5 +167,5 @@ def stacked_bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quie
     from emoexport.pipeline import build
 
     out, precisions = tmp_path_factory.mktemp("build") / "stacked", [name for name in PRECISIONS if name != "fp32"]
-    wish = Wish(faces=35)
-    return build(run_dir, out, precisions=precisions, calibration=wish, layout="stacked", max_batch=64, console=quiet)
+    settings = {"calibration": Wish(faces=35), "max_batch": 64, "keep_rejected": True, "layout": "stacked"}
+    return build(run_dir, out, precisions=precisions, **settings, console=quiet)

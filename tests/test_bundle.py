@@ -66,7 +66,7 @@ def test_an_edited_manifest_is_noticed(spoiled):
         Bundle.open(spoiled)
     words = caught.value.hint.split()
     assert words[:2] == ["emoexport", "build"]
-    assert words[-5:] == ["--fp16", "--bf16", "--int8", "--int8-fp16", "--fp8"]
+    assert words[-6:] == ["--fp16", "--bf16", "--int8", "--int8-fp16", "--fp8", "--keep-rejected"]
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "link.txt"])
@@ -190,6 +190,7 @@ def test_two_builds_give_the_same_graph_bytes(bundle, run_dir, tmp_path, quiet):
         precisions=list(PRECISIONS),
         calibration=Wish(faces=35),
         max_batch=64,
+        keep_rejected=True,
         console=quiet,
     )
     for precision in bundle.manifest.graphs:

@@ -174,8 +174,9 @@ def test_the_hash_of_a_graph_is_of_its_weights_too(bundle, tmp_path):
     assert hash_of_graph(tmp_path / "model.onnx") != before
 
 
+@pytest.mark.slow
 def test_a_calibration_is_used_again_until_something_changes(run_dir, tmp_path, call, bundle):
-    out, options = tmp_path / "x", ("--int8", "--calib-size", 35, "--max-batch", 64)
+    out, options = tmp_path / "x", ("--int8", "--keep-rejected", "--calib-size", 35, "--max-batch", 64)
     assert "calibrating on training faces" in call("build", run_dir, "-o", out, *options)[1]
     first = (out / "calibration.json").read_bytes()
     said = call("build", run_dir, "-o", out, *options)[1]
@@ -184,9 +185,11 @@ def test_a_calibration_is_used_again_until_something_changes(run_dir, tmp_path, 
     assert (out / "calibration.json").read_bytes() == first == (bundle.path / "calibration.json").read_bytes()
     said = call("build", run_dir, "-o", out, *options, "--calib-method", "percentile")[1]
     assert "calibrating anew: the method changed" in said
-    said = call("build", run_dir, "-o", out, "--int8", "--calib-size", 36, "--calib-method", "percentile")[1]
+    said = call(
+        "build", run_dir, "-o", out, "--int8", "--keep-rejected", "--calib-size", 36, "--calib-method", "percentile"
+    )[1]
     assert "calibrating anew: the faces changed" in said
-    given = ("--int8", "--calib-file", bundle.path / "calibration.json")
+    given = ("--int8", "--keep-rejected", "--calib-file", bundle.path / "calibration.json")
     code, said, _ = call("build", run_dir, "-o", tmp_path / "given", *given)
     assert (code, "calibrating" in said) == (0, False)
     assert (tmp_path / "given" / "model.int8.onnx").read_bytes() == bundle.graph("int8").read_bytes()
@@ -197,9 +200,10 @@ def test_a_calibration_is_used_again_until_something_changes(run_dir, tmp_path, 
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_noise_calibrates_only_when_asked_and_reports_repeat_it(run_dir, tmp_path, call):
     out = tmp_path / "noise"
-    code, said, _ = call("build", run_dir, "-o", out, "--int8", "--calib-size", 14, "--calib-random")
+    code, said, _ = call("build", run_dir, "-o", out, "--int8", "--keep-rejected", "--calib-size", 14, "--calib-random")
     assert (code, "calibrating on random pictures" in said) == (0, True)
     found = Calibration.parse_json(out / "calibration.json")
     assert (found.random, found.data, found.disjoint_from) == (True, "random", {})

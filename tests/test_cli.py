@@ -54,7 +54,7 @@ def test_bare_commands_find_the_last_run_and_bundle(call, config_file, tmp_path,
     code, out, err = call("train", "--data", "synthetic:350", "--config", config_file)
     assert code == 0, err
     assert "runs/synthetic-tiny" in out
-    code, out, err = call("build", "--int8", "--calib-size", "14", "--max-batch", "32")
+    code, out, err = call("build", "--int8", "--keep-rejected", "--calib-size", "14", "--max-batch", "32")
     assert code == 0, err
     assert "build/synthetic-tiny/model.int8.onnx" in out
     code, out, err = call("verify", "--rounds", "2")

@@ -21,7 +21,9 @@ from emoexport.views import views_named
 
 def test_a_stacked_bundle_passes_at_every_precision(run_dir, tmp_path, call):
     out = tmp_path / "stacked"
-    code, said, _ = call("build", run_dir, "-o", out, "--layout", "stacked", "--fp16", "--int8", "--calib-size", 35)
+    code, said, _ = call(
+        "build", run_dir, "-o", out, "--layout", "stacked", "--fp16", "--int8", "--keep-rejected", "--calib-size", 35
+    )
     assert (code, "layout: stacked, asked for" in said) == (0, True)
     manifest = Bundle.open(out).manifest
     assert (manifest.layout.name, manifest.layout.reason) == ("stacked", "asked for")

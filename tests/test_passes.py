@@ -34,7 +34,20 @@ def still():
 def built(run_dir, tmp_path_factory) -> tuple[Bundle, str]:
     """A bundle of chosen, weighted passes at every precision, and what `build` said."""
     out = tmp_path_factory.mktemp("build") / "chosen"
-    arguments = ["build", run_dir, "-o", out, *OPTIONS, "--fp16", "--int8", "--calib-size", 35, "--max-batch", 64]
+    arguments = [
+        "build",
+        run_dir,
+        "-o",
+        out,
+        *OPTIONS,
+        "--fp16",
+        "--int8",
+        "--keep-rejected",
+        "--calib-size",
+        35,
+        "--max-batch",
+        64,
+    ]
     done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.stderr
     return Bundle.open(out), done.stdout
@@ -59,7 +72,7 @@ def test_the_manifest_says_what_was_chosen(built, bundle):
 
 def test_the_command_that_makes_it_again_makes_this_choice(built, bundle):
     words = shlex.split(built[0].build_command())
-    assert words[-2:] == ["--fp16", "--int8"]
+    assert words[-3:] == ["--fp16", "--int8", "--keep-rejected"]
     taken = {
         option: [words[at + 1] for at, word in enumerate(words) if word == option] for option in ("--member", "--view")
     }
