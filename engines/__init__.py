@@ -28,6 +28,8 @@ class Backend:
     requirement: str
     """What to install if it is not."""
     precisions: tuple[str, ...]
+    compiled: bool = False
+    """Whether `build --compile` makes its engines, as packages of the bundle; others take the graphs."""
 
     def is_installed(self) -> bool:
         """Whether the runtime can be imported here."""
@@ -52,6 +54,15 @@ BACKENDS: Mapping[str, Backend] = {
             package="openvino",
             requirement="'emoexport[openvino]'",
             precisions=("fp32", "fp16", "bf16", "int8"),
+        ),
+        Backend(
+            name="inductor",
+            title="AOTInductor",
+            target="emoexport.engines.inductor_engine:InductorEngine",
+            package="torch",
+            requirement="torch",
+            precisions=("fp32", "bf16"),
+            compiled=True,
         ),
     )
 }
@@ -86,11 +97,11 @@ def open_engine(
     max_batch: int,
     threads: int | None = None,
 ) -> Engine:
-    """Compile a graph for this machine.
+    """Compile a graph for this machine, or load what was compiled for it.
 
     Args:
         backend: a row of `BACKENDS`.
-        graph: the ONNX file.
+        graph: the ONNX file; of a compiled backend, the package.
         precision: its precision.
         face_shape: `(H, W, C)` of the faces.
         max_batch: the largest number of faces in a call.

@@ -5,6 +5,7 @@ build/x/
   labels.txt
   model.fp32.onnx      and a graph for each further precision; large weights beside it in .data
   calibration.json     ranges, method, hashes of the faces (where a precision needed them)
+  engines/*.pt2        the fold compiled for one kind of machine (where it was asked for)
   reports/             what verify and bench found; not part of the manifest
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "LayoutEntry",
     "Manifest",
     "MemberEntry",
+    "PackageEntry",
     "ViewEntry",
 ]
 
@@ -90,6 +92,21 @@ class GraphEntry(Record):
     operators: dict[str, int]
     kept: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """By reason, the nodes of members that its conversion left in FP32, or unquantised."""
+
+
+class PackageEntry(Record):
+    """The fold compiled ahead of time, and the machine that it needs."""
+
+    file: str
+    backend: str
+    """Of `engines.BACKENDS`."""
+    precision: str
+    torch: str
+    """The version that compiled it, which alone loads it."""
+    instruction_sets: tuple[str, ...]
+    """Of the processor, as `engines.machine.instruction_sets` names them."""
+    seconds: float
+    """How long it took."""
 
 
 class FileEntry(Record):
@@ -160,12 +177,19 @@ class Manifest(SealedRecord):
     """By precision."""
     gate: dict[str, GateEntry] = Field(default_factory=dict)
     """By precision of 8 bits; those that are not recommended have no graph unless it was asked to be kept."""
+    engines: dict[str, PackageEntry] = Field(default_factory=dict)
+    """What was compiled ahead of time, by name of the engine."""
     calibration: CalibrationEntry | None = None
     data: dict[str, Any]
     """What the run says of its faces."""
     versions: dict[str, str]
     files: dict[str, FileEntry]
     """Every file but the manifest and the reports."""
+
+    @property
+    def opened(self) -> dict[str, GraphEntry | PackageEntry]:
+        """What engines are opened from: the graphs, by precision, and the packages, by name of the engine."""
+        return {**self.graphs, **self.engines}
 
     @property
     def weights(self) -> NDArray[np.float64] | None:
@@ -201,11 +225,11 @@ class Bundle:
         again = _command(path, manifest)
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
-        for name, entry in manifest.files.items():
-            _check_file(path, name, entry, hint=again)
-        for graph in manifest.graphs.values():
-            if graph.file not in manifest.files:
-                raise BadBundle(f"{path}: the manifest lists no hash for {graph.file}.", hint=again)
+        for name, file in manifest.files.items():
+            _check_file(path, name, file, hint=again)
+        for entry in manifest.opened.values():
+            if entry.file not in manifest.files:
+                raise BadBundle(f"{path}: the manifest lists no hash for {entry.file}.", hint=again)
         return cls(path=path, manifest=manifest)
 
     def graph(self, precision: str) -> Path:
@@ -248,6 +272,12 @@ class Bundle:
             *([f"Not judged, no engine here runs it: {', '.join(idle)}."] if idle else []),
         )
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each graph with its weights, by precision, and of each package, by name of the engine."""
+        manifest = self.manifest
+        packages = {name: manifest.files[entry.file].bytes for name, entry in manifest.engines.items()}
+        return {precision: self.size_of(precision) for precision in manifest.graphs} | packages
+
     def build_command(self) -> str:
         """The command that makes this bundle again."""
         return _command(self.path, self.manifest)
@@ -271,6 +301,8 @@ def _command(bundle: Path, manifest: Manifest) -> str:
         flags += ["--layout", manifest.layout.name]
     if manifest.calibration is not None:
         flags += manifest.calibration.options()
+    if manifest.engines:
+        flags.append("--compile")
     command = ["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
     return " ".join([*command, *manifest.choice.options(), *flags])
 

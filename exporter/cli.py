@@ -156,6 +156,13 @@ def build(
             help="How members of one architecture stand in the graph: branches, stacked, or auto: the faster here."
         ),
     ] = "branches",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Add what PyTorch's compiler makes of the fold for this machine, at FP32 and BF16; takes minutes.",
+        ),
+    ] = False,
 ) -> None:
     """Fold members, views, vote and decision into one graph, at FP32 and at the precisions asked for.
 
@@ -180,6 +187,7 @@ def build(
         max_batch=max_batch,
         layout=layout,
         keep_rejected=keep_rejected,
+        compiled=compiled,
         console=console,
     )
     chosen = bundle.manifest.layout
@@ -190,8 +198,9 @@ def build(
         console.print(
             f"{PRECISIONS[name].title} {found.verdict}{where}: {found.reason}{kept}", highlight=False, soft_wrap=True
         )
-    for precision, graph in bundle.manifest.graphs.items():
-        console.print(f"{out / graph.file}  {bundle.size_of(precision) / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+    sizes = bundle.sizes()
+    for name, entry in bundle.manifest.opened.items():
+        console.print(f"{out / entry.file}  {sizes[name] / 1e6:.1f} MB", highlight=False, soft_wrap=True)
     console.print(f"next: emoexport verify {out}", highlight=False, soft_wrap=True)
 
 

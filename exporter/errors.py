@@ -4,6 +4,7 @@
     ├── CheckFailed                1  a comparison was made and did not hold
     ├── UsageError (ValueError)    2  the command or its options make no sense
     ├── MissingRuntime (ImportError)  3  this machine lacks a package or a device
+    ├── WrongMachine               5  machine code of a bundle was compiled for another kind of machine
     └── BadInput (ValueError)      4  something that was read is not what it must be
         ├── BadData                   faces and labels
         ├── BadCheckpoint             members
@@ -24,6 +25,7 @@ __all__ = [
     "EmoexportError",
     "MissingRuntime",
     "UsageError",
+    "WrongMachine",
 ]
 
 
@@ -53,6 +55,12 @@ class MissingRuntime(EmoexportError, ImportError):
     """This machine lacks a package or a device that the call needs."""
 
     exit_code = 3
+
+
+class WrongMachine(EmoexportError):
+    """A compiled engine needs a processor or a version of its runtime that this machine does not have."""
+
+    exit_code = 5
 
 
 class BadInput(EmoexportError, ValueError):

@@ -53,7 +53,7 @@ class ParityReport(Record):
     latency: dict[str, Latency]
     """Of a call with `batch` faces, interleaved, by engine; `torch-fp32` is the reference loop."""
     size_bytes: dict[str, int]
-    """Of the graph, by precision."""
+    """Of a graph, by precision; of a package, by engine."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know."""
     machine: dict[str, str]

@@ -25,9 +25,10 @@ from emoexport.calibration import (
     faces_to_calibrate_on,
     read_calibration,
 )
+from emoexport.compiled import compile_fold, require_compiler, require_this_machine
 from emoexport.config import timestamp
 from emoexport.decision import Decision
-from emoexport.engines import backends_named, open_engine
+from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of
@@ -73,6 +74,7 @@ def build(
     max_batch: int = 256,
     layout: str = "branches",
     keep_rejected: bool = False,
+    compiled: bool = False,
     console: Console,
 ) -> Bundle:
     """Fold a run into graphs.
@@ -86,15 +88,19 @@ def build(
         max_batch: the largest number of faces in a call.
         keep_rejected: keep graphs of 8 bits that are not recommended on this machine.
         layout: how the members stand in the graph, as `layout.export_in_layout` takes it.
+        compiled: also compile the fold for this machine, as `compiled.compile_fold` does.
         console: where progress is shown.
 
     Raises:
         UsageError: if there is no such member, view or layout, or the members cannot stand in it.
         BadCheckpoint: if the members cannot be rebuilt or do not fit together.
         BadData: if calibration needs faces and they cannot be read.
+        MissingRuntime: if the fold is to be compiled and there is no C++ compiler.
     """
     rows = precisions_named(list(precisions))
     calibration.check()
+    if compiled:
+        require_compiler()
     record = read_run(run)
     entries, members = load_members(run)
     whole = choice.among(len(entries), record.config.views)
@@ -122,9 +128,13 @@ def build(
         )
         fp32 = directory / "model.fp32.onnx"
         weights, same_as = pass_weights([*whole.members.values()], [*whole.views.values()]), coinciding(views, shape)
+        fold = functools.partial(Fold, views=views, decision=decision, weights=weights, same_as=same_as)
+        packages = {}
+        if compiled:  # before the members are used up
+            packages = compile_fold(graphs, fold, directory, face_shape=shape, max_batch=max_batch, console=console)
         laid_out = export_in_layout(
             graphs,
-            lambda module: Fold(module, views, decision, weights=weights, same_as=same_as),
+            fold,
             fp32,
             layout=layout,
             face_shape=shape,
@@ -171,13 +181,15 @@ def build(
             layout=laid_out,
             rewrites=rewrites,
             graphs={name: graph_entry(file, kept[name]) for name, file in graph_files.items()},
+            engines=packages,
             gate=gate,
             calibration=None if found is None else calibration_entry(found),
             data=record.data.model_dump(mode="json"),
             versions=versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
             files={
-                file.name: FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size)
-                for file in sorted(directory.iterdir())
+                file.relative_to(directory).as_posix(): FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size)
+                for file in sorted(directory.rglob("*"))
+                if file.is_file()
             },
         )
         manifest = manifest.sealed()
@@ -260,7 +272,7 @@ def open_engines(
     precisions: list[str] | None = None,
     threads: int | None = None,
 ) -> list[Engine]:
-    """Open every graph of a bundle with every runtime.
+    """Open every graph of a bundle with every runtime, and what was compiled for this machine.
 
     Args:
         bundle: the bundle.
@@ -270,28 +282,59 @@ def open_engines(
 
     Raises:
         MissingRuntime: if no runtime is installed.
-        BadBundle: if the bundle has no graph of a precision asked for.
+        BadBundle: if the bundle has nothing of a precision or for an engine asked for.
+        WrongMachine: if an engine was compiled for another machine.
     """
-    graphs = {precision: bundle.graph(precision) for precision in precisions or bundle.manifest.graphs}
-    chosen = [
-        (backend, precision)
-        for precision in graphs
+    files = {
+        (backend.name, precision): file
+        for precision in _precisions_of(bundle, precisions)
         for backend in backends_named(engines)
-        if precision in backend.precisions
-    ]
-    if not chosen:
+        if (file := _file_for(bundle, backend, precision))
+    }
+    if not files and not engines:
         raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
+    for name in engines or ():
+        if name not in {backend for backend, _ in files}:
+            asked = " or ".join(precisions or bundle.manifest.graphs)
+            option = " --compile" if BACKENDS[name].compiled and not bundle.manifest.engines else ""
+            raise BadBundle(
+                f"{bundle.path} has nothing at {asked} for the engine {name}, which takes "
+                f"{', '.join(BACKENDS[name].precisions)}.",
+                hint=f"{bundle.build_command()}{option}",
+            )
     return [
         open_engine(
-            backend,
-            graphs[precision],
+            BACKENDS[backend],
+            file,
             precision=precision,
             face_shape=bundle.manifest.face_shape,
             max_batch=bundle.manifest.max_batch,
             threads=threads,
         )
-        for backend, precision in chosen
+        for (backend, precision), file in files.items()
     ]
+
+
+def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
+    """Those asked for, or all that the bundle has, in the order of the table."""
+    manifest = bundle.manifest
+    found = {*manifest.graphs, *(entry.precision for entry in manifest.engines.values())}
+    for name in asked or ():
+        if name not in found:
+            bundle.graph(name)  # raises
+    return asked or [name for name in PRECISIONS if name in found]
+
+
+def _file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
+    """What a backend opens at a precision; None if it takes no such graph or the bundle has none for it."""
+    manifest = bundle.manifest
+    if not backend.compiled:
+        return bundle.graph(precision) if precision in backend.precisions and precision in manifest.graphs else None
+    entry = manifest.engines.get(f"{backend.name}-{precision}")
+    if entry is None:
+        return None
+    require_this_machine(bundle, entry)
+    return bundle.path / entry.file
 
 
 def verify(
@@ -371,7 +414,7 @@ def verify(
         results=tuple(results),
         batch=batch,
         latency={name: latency_of(times) for name, times in samples.items()},
-        size_bytes={precision: bundle.size_of(precision) for precision in bundle.manifest.graphs},
+        size_bytes=bundle.sizes(),
         notes=bundle.notes({engine.precision for engine in opened}),
         machine=describe_machine(),
         verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",
@@ -429,7 +472,7 @@ def bench(
         bundle_digest=manifest.digest,
         passes_a_face=manifest.passes_a_face,
         results=tuple(results),
-        size_bytes={precision: bundle.size_of(precision) for precision in manifest.graphs},
+        size_bytes=bundle.sizes(),
         notes=bundle.notes({engine.precision for engine in opened}),
         machine=describe_machine(),
     )

@@ -9,13 +9,13 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from emoexport.bundle import Bundle, CalibrationEntry, LayoutEntry, MemberEntry, ViewEntry
+from emoexport.bundle import Bundle, CalibrationEntry, LayoutEntry, MemberEntry, PackageEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
 from emoexport.passes import Choice
 
-__all__ = ["LAYERS", "BundleSummary", "GraphSummary", "TypeCount", "summarize"]
+__all__ = ["LAYERS", "BundleSummary", "GraphSummary", "PackageSummary", "TypeCount", "summarize"]
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """The operators that do nearly all the arithmetic: those that `flops.gflop_a_pass` counts."""
@@ -52,6 +52,12 @@ class GraphSummary(Record):
     """The precision histogram, by ONNX tensor type (FLOAT, FLOAT16, INT8, ...), most weight bytes first."""
 
 
+class PackageSummary(PackageEntry):
+    """The fold compiled for one kind of machine."""
+
+    bytes: int
+
+
 class BundleSummary(Record):
     """What `emoexport inspect` finds."""
 
@@ -86,6 +92,8 @@ class BundleSummary(Record):
     """What the activations were calibrated on; None where nothing needed it."""
     graphs: dict[str, GraphSummary]
     """By precision."""
+    engines: dict[str, PackageSummary]
+    """What was compiled ahead of time, by name of the engine."""
 
 
 def summarize(bundle: Bundle) -> BundleSummary:
@@ -120,6 +128,9 @@ def summarize(bundle: Bundle) -> BundleSummary:
         bytes_in_a_face=math.prod(manifest.face_shape),
         bytes_out_a_face=_output_bytes(next(iter(models.values())).graph),
         graphs={precision: _summary_of(bundle, precision, model) for precision, model in models.items()},
+        engines={
+            name: PackageSummary(**dict(entry), bytes=bundle.sizes()[name]) for name, entry in manifest.engines.items()
+        },
     )
 
 

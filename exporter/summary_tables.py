@@ -19,6 +19,8 @@ def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
     yield "members", _table(_with_weights(members, summary.members), "backbone")
     yield "views", _table(_view_rows(summary), "view", "function", "parameters", "mirrored", "same as")
     yield "graphs", _table(_graph_rows(summary), "graph", "file")
+    if summary.engines:
+        yield "compiled, for one kind of machine", _table(_package_rows(summary), "engine", "file", "PyTorch", "for")
     yield (
         "tensor types: of the weights, and that layers and other nodes compute in",
         _table(_type_rows(summary), "graph", "type"),
@@ -124,6 +126,20 @@ def _graph_rows(summary: BundleSummary) -> list[Row]:
             "MB": f"{graph.bytes / 1e6:,.1f}",
         }
         for precision, graph in summary.graphs.items()
+    ]
+
+
+def _package_rows(summary: BundleSummary) -> list[Row]:
+    return [
+        {
+            "engine": name,
+            "file": package.file,
+            "PyTorch": package.torch,
+            "for": f"{package.instruction_sets[0]} with {len(package.instruction_sets) - 1} extensions",
+            "compiled in s": f"{package.seconds:,.0f}",
+            "MB": f"{package.bytes / 1e6:,.1f}",
+        }
+        for name, package in summary.engines.items()
     ]
 
 

@@ -167,9 +167,14 @@ def _parity_row(report: ParityReport, result: EngineParity, digits: int) -> Row:
         "max Δp": f"{result.max_difference:.1e}",
         "mean Δp": f"{result.mean_difference:.1e}",
         "ms a face": f"{report.latency[result.engine].p50_ms / report.batch:.2f}",
-        "MB": f"{report.size_bytes[result.precision] / 1e6:.1f}",
+        "MB": f"{_size(report, result) / 1e6:.1f}",
         "verdict": result.verdict,
     }
+
+
+def _size(report: ParityReport, result: EngineParity) -> int:
+    """Bytes of what the engine is opened from: its package, or else the graph."""
+    return next(report.size_bytes[name] for name in (result.engine, result.precision) if name in report.size_bytes)
 
 
 def _speed_row(result: EngineSpeed) -> Row:

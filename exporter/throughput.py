@@ -37,7 +37,7 @@ class SpeedReport(Record):
     passes_a_face: int
     results: tuple[EngineSpeed, ...]
     size_bytes: dict[str, int]
-    """Of the graph, by precision."""
+    """Of a graph, by precision; of a package, by engine."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know."""
     machine: dict[str, str]

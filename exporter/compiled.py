@@ -1,0 +1,168 @@
+"""The fold compiled ahead of time by PyTorch: packages of machine code and weights, for one kind of machine."""
+
+import logging
+import os
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from emoexport.bundle import Bundle, PackageEntry
+from emoexport.engines import BACKENDS
+from emoexport.engines.machine import instruction_sets, versions_of
+from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
+from emoexport.files import new_file
+from emoexport.fold import Branches, Fold
+from emoexport.member_graph import MemberGraph
+from emoexport.precision import PRECISIONS
+
+__all__ = ["compile_fold", "require_compiler", "require_this_machine"]
+
+_BACKEND = BACKENDS["inductor"]
+
+_OPTIONS = {
+    "freezing": True,  # weights become constants: cast, folded and packed for the processor once, here
+    "cpp.dynamic_threads": True,  # or the package would always use as many threads as were free here
+    "aot_inductor.enable_line_tables": False,  # they name files of this machine
+}
+
+_FACES = 16
+"""In the call that kernels and the order of weights in memory are chosen for; any other number works too."""
+
+
+class _InBf16(nn.Module):
+    """Members whose layers compute in BF16, FP32 around them.
+
+    Autocast gives convolutions and matrix products BF16 operands, and what lies between them BF16 values; the
+    compiler computes each kernel of reductions, powers and exponentials in FP32 and rounds what it stores.
+    """
+
+    def __init__(self, members: Branches) -> None:
+        super().__init__()
+        self.members = members
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`, both float32."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits: Tensor = self.members(pictures)
+        return logits.float()
+
+
+_MEMBERS: Mapping[str, Callable[[Branches], nn.Module]] = {"fp32": lambda members: members, "bf16": _InBf16}
+"""By precision, what computes in it."""
+
+
+def require_compiler() -> None:
+    """Before anything slow is done.
+
+    Raises:
+        MissingRuntime: if there is no C++ compiler.
+    """
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise MissingRuntime(
+            f"{_BACKEND.title} needs a C++ compiler; there is no {compiler} here.",
+            hint="apt install g++; or CXX=/path/to/compiler; or build without --compile",
+        )
+
+
+def compile_fold(
+    members: Sequence[MemberGraph],
+    fold: Callable[[nn.Module], Fold],
+    directory: Path,
+    *,
+    face_shape: tuple[int, int, int],
+    max_batch: int,
+    console: Console,
+) -> dict[str, PackageEntry]:
+    """Compile a fold for this machine at each precision of the backend, members side by side.
+
+    Args:
+        members: traced networks, pictures to logits. They stay as they are.
+        fold: what makes the fold of the members, once they are one module.
+        directory: the bundle, which gets `engines/<backend>-<precision>.pt2`.
+        face_shape: `(H, W, C)` of the uint8 faces.
+        max_batch: the largest number of faces in a call.
+        console: where progress is shown.
+
+    Returns:
+        Entries of the manifest, by name of the engine.
+
+    Raises:
+        MissingRuntime: if there is no C++ compiler.
+        CheckFailed: if the compiler fails.
+    """
+    require_compiler()
+    entries = {}
+    for precision in _BACKEND.precisions:
+        title = f"{_BACKEND.title} at {PRECISIONS[precision].title}"
+        console.print(f"compiling for {title}, up to a minute a member ...", highlight=False)
+        file = Path("engines") / f"{_BACKEND.name}-{precision}.pt2"
+        (directory / file).parent.mkdir(exist_ok=True)
+        started = time.monotonic()
+        try:
+            _compile(
+                fold(_MEMBERS[precision](Branches(members))),
+                directory / file,
+                face_shape=face_shape,
+                max_batch=max_batch,
+            )
+        except Exception as err:  # what compilers raise shares no base but this
+            first = (str(err).strip() or type(err).__name__).splitlines()[0]
+            raise CheckFailed(f"{title} cannot compile the fold: {first}", hint="build without --compile") from err
+        entries[f"{_BACKEND.name}-{precision}"] = PackageEntry(
+            file=file.as_posix(),
+            backend=_BACKEND.name,
+            precision=precision,
+            torch=versions_of("torch")["torch"],
+            instruction_sets=instruction_sets(),
+            seconds=round(time.monotonic() - started, 1),
+        )
+    return entries
+
+
+def _compile(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max_batch: int) -> None:
+    """Export with a free number of faces, compile, and keep of the package what runs."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA, and says so
+    faces = torch.zeros(_FACES, *face_shape, dtype=torch.uint8)
+    many = torch.export.Dim("N", min=1, max=max(max_batch, 64))
+    with torch.no_grad():
+        program = torch.export.export(fold, (faces,), dynamic_shapes=({0: many},), strict=False)
+        whole = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path.with_suffix(".whole.pt2")), inductor_configs=_OPTIONS
+        )
+    # The source that stands beside the machine code names folders of this machine, and nothing reads it.
+    with zipfile.ZipFile(whole) as source, new_file(path) as file, zipfile.ZipFile(file, "w") as target:
+        for item in source.infolist():
+            if not item.filename.endswith(".cpp"):
+                target.writestr(item, source.read(item))
+    Path(whole).unlink()
+
+
+def require_this_machine(bundle: Bundle, entry: PackageEntry) -> None:
+    """Before a package is loaded: machine code for another processor ends the process without a word.
+
+    Raises:
+        WrongMachine: if the processor lacks instructions, or PyTorch has another version.
+    """
+    lacking = [name for name in entry.instruction_sets if name not in instruction_sets()]
+    version = versions_of("torch").get("torch", "none")
+    found = ""
+    if lacking:
+        found = f"this processor lacks {', '.join(lacking)}"
+    elif version != entry.torch:
+        found = f"PyTorch here is {version}; needed is {entry.torch}"
+    if found:
+        raise WrongMachine(
+            f"{bundle.path / entry.file} was compiled for another machine: {found}.",
+            hint=f"{bundle.build_command()}; or name other engines with --engine",
+        )
