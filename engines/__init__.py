@@ -35,6 +35,10 @@ class Backend:
         """Whether the runtime can be imported here."""
         return importlib.util.find_spec(self.package) is not None
 
+    def takes(self, precision: str) -> bool:
+        """Whether it opens a graph of this precision."""
+        return precision in self.precisions and not self.compiled
+
 
 BACKENDS: Mapping[str, Backend] = {
     row.name: row

@@ -9,12 +9,13 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from emoexport.bundle import Bundle, PackageEntry
-from emoexport.engines import BACKENDS
+from emoexport.engines import BACKENDS, open_engine
 from emoexport.engines.machine import instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
 from emoexport.files import new_file
@@ -27,7 +28,8 @@ __all__ = ["compile_fold", "require_compiler", "require_this_machine"]
 _BACKEND = BACKENDS["inductor"]
 
 _OPTIONS = {
-    "freezing": True,  # weights become constants: cast, folded and packed for the processor once, here
+    "freezing": True,  # weights become constants: cast and folded once, here
+    "cpp.weight_prepack": False,  # PyTorch 2.14 packs some FP32 weights so that they are read back as others
     "cpp.dynamic_threads": True,  # or the package would always use as many threads as were free here
     "aot_inductor.enable_line_tables": False,  # they name files of this machine
 }
@@ -99,7 +101,7 @@ def compile_fold(
 
     Raises:
         MissingRuntime: if there is no C++ compiler.
-        CheckFailed: if the compiler fails.
+        CheckFailed: if the compiler fails, or what it made does not compute what the fold does.
     """
     require_compiler()
     entries = {}
@@ -109,16 +111,13 @@ def compile_fold(
         file = Path("engines") / f"{_BACKEND.name}-{precision}.pt2"
         (directory / file).parent.mkdir(exist_ok=True)
         started = time.monotonic()
+        whole = fold(_MEMBERS[precision](Branches(members)))
         try:
-            _compile(
-                fold(_MEMBERS[precision](Branches(members))),
-                directory / file,
-                face_shape=face_shape,
-                max_batch=max_batch,
-            )
+            _compile(whole, directory / file, face_shape=face_shape, max_batch=max_batch)
         except Exception as err:  # what compilers raise shares no base but this
             first = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise CheckFailed(f"{title} cannot compile the fold: {first}", hint="build without --compile") from err
+        _require_the_same(whole, directory / file, precision, face_shape=face_shape, max_batch=max_batch)
         entries[f"{_BACKEND.name}-{precision}"] = PackageEntry(
             file=file.as_posix(),
             backend=_BACKEND.name,
@@ -146,6 +145,24 @@ def _compile(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max_ba
             if not item.filename.endswith(".cpp"):
                 target.writestr(item, source.read(item))
     Path(whole).unlink()
+
+
+@torch.inference_mode()
+def _require_the_same(
+    fold: Fold, package: Path, precision: str, *, face_shape: tuple[int, int, int], max_batch: int
+) -> None:
+    """Hold the passes of a package against those of the fold: compilers err, and at some numbers of faces only."""
+    engine = open_engine(_BACKEND, package, precision=precision, face_shape=face_shape, max_batch=max_batch)
+    limit = 10 * PRECISIONS[precision].tolerance.mean_difference
+    for count in sorted({1, min(3, max_batch), min(_FACES, max_batch)}):
+        faces = np.random.default_rng(count).integers(0, 256, (count, *face_shape), dtype=np.uint8)
+        difference = float(np.abs(engine.scores(faces) - fold(torch.from_numpy(faces))[3].numpy()).mean())
+        if not difference <= limit:
+            raise CheckFailed(
+                f"{engine.name} differs from the fold it was compiled from by {difference:.2g} on average over "
+                f"{count} faces; needed is at most {limit:g}.",
+                hint="build without --compile, or with another version of PyTorch",
+            )
 
 
 def require_this_machine(bundle: Bundle, entry: PackageEntry) -> None:

@@ -101,7 +101,7 @@ def _faster(
 
 
 def _backend() -> Backend:
-    installed = [backend for backend in backends_named(None) if not backend.compiled]
+    installed = [backend for backend in backends_named(None) if backend.takes("fp32")]
     if not installed:
         raise MissingRuntime("no runtime is installed to time the layouts with.", hint="pip install onnxruntime-gpu")
     return installed[0]

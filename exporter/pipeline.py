@@ -98,9 +98,7 @@ def build(
         MissingRuntime: if the fold is to be compiled and there is no C++ compiler.
     """
     rows = precisions_named(list(precisions))
-    calibration.check()
-    if compiled:
-        require_compiler()
+    _check_wishes(calibration, compiled=compiled)
     record = read_run(run)
     entries, members = load_members(run)
     whole = choice.among(len(entries), record.config.views)
@@ -129,18 +127,9 @@ def build(
         fp32 = directory / "model.fp32.onnx"
         weights, same_as = pass_weights([*whole.members.values()], [*whole.views.values()]), coinciding(views, shape)
         fold = functools.partial(Fold, views=views, decision=decision, weights=weights, same_as=same_as)
-        packages = {}
-        if compiled:  # before the members are used up
-            packages = compile_fold(graphs, fold, directory, face_shape=shape, max_batch=max_batch, console=console)
-        laid_out = export_in_layout(
-            graphs,
-            fold,
-            fp32,
-            layout=layout,
-            face_shape=shape,
-            max_batch=max_batch,
-            console=console,
-        )
+        limits: dict[str, Any] = {"face_shape": shape, "max_batch": max_batch, "console": console}
+        packages = compile_fold(graphs, fold, directory, **limits) if compiled else {}
+        laid_out = export_in_layout(graphs, fold, fp32, layout=layout, **limits)  # uses the members up
         del graphs
         found = None
         if any(row.calibrated for row in rows):
@@ -191,10 +180,16 @@ def build(
                 for file in sorted(directory.rglob("*"))
                 if file.is_file()
             },
-        )
-        manifest = manifest.sealed()
+        ).sealed()
         write_text(directory / MANIFEST_FILE, manifest.to_json())
     return Bundle(path=out, manifest=manifest)
+
+
+def _check_wishes(calibration: Wish, *, compiled: bool) -> None:
+    """Before anything slow is done."""
+    calibration.check()
+    if compiled:
+        require_compiler()
 
 
 def _judge(
@@ -295,12 +290,12 @@ def open_engines(
         raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
     for name in engines or ():
         if name not in {backend for backend, _ in files}:
-            asked = " or ".join(precisions or bundle.manifest.graphs)
-            option = " --compile" if BACKENDS[name].compiled and not bundle.manifest.engines else ""
+            backend = BACKENDS[name]
+            asked = f"{' or '.join(precisions)} " if precisions else ""
             raise BadBundle(
-                f"{bundle.path} has nothing at {asked} for the engine {name}, which takes "
-                f"{', '.join(BACKENDS[name].precisions)}.",
-                hint=f"{bundle.build_command()}{option}",
+                f"{bundle.path} has no {asked}{'package' if backend.compiled else 'graph'} for {name}, which takes "
+                f"{', '.join(backend.precisions)}.",
+                hint=bundle.build_command() + " --compile" * (backend.compiled and not bundle.manifest.engines),
             )
     return [
         open_engine(
@@ -329,12 +324,17 @@ def _file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
     """What a backend opens at a precision; None if it takes no such graph or the bundle has none for it."""
     manifest = bundle.manifest
     if not backend.compiled:
-        return bundle.graph(precision) if precision in backend.precisions and precision in manifest.graphs else None
+        return bundle.graph(precision) if backend.takes(precision) and precision in manifest.graphs else None
     entry = manifest.engines.get(f"{backend.name}-{precision}")
     if entry is None:
         return None
     require_this_machine(bundle, entry)
     return bundle.path / entry.file
+
+
+def _graphs_of(opened: Sequence[Engine]) -> set[str]:
+    """The precisions of the graphs among what was opened."""
+    return {engine.precision for engine in opened if not BACKENDS[engine.backend].compiled}
 
 
 def verify(
@@ -415,7 +415,7 @@ def verify(
         batch=batch,
         latency={name: latency_of(times) for name, times in samples.items()},
         size_bytes=bundle.sizes(),
-        notes=bundle.notes({engine.precision for engine in opened}),
+        notes=bundle.notes(_graphs_of(opened)),
         machine=describe_machine(),
         verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",
     )
@@ -473,7 +473,7 @@ def bench(
         passes_a_face=manifest.passes_a_face,
         results=tuple(results),
         size_bytes=bundle.sizes(),
-        notes=bundle.notes({engine.precision for engine in opened}),
+        notes=bundle.notes(_graphs_of(opened)),
         machine=describe_machine(),
     )
     _write_report(bundle, "bench", report, speed_markdown(report))

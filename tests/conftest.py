@@ -162,6 +162,14 @@ def bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Conso
 
 
 @pytest.fixture(scope="session")
+def compiled(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Bundle:
+    """A bundle of that run with what was compiled for this machine: it takes minutes."""
+    from emoexport.pipeline import build
+
+    return build(run_dir, tmp_path_factory.mktemp("build") / "compiled", compiled=True, max_batch=64, console=quiet)
+
+
+@pytest.fixture(scope="session")
 def stacked_bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Bundle:
     """The same with the members stacked."""
     from emoexport.pipeline import build

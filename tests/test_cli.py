@@ -124,6 +124,7 @@ MISTAKES = [
     ("verify no/such/bundle", 4, "error: no/such/bundle is no bundle"),
     ("verify {bundle} --engine tpu", 2, "error: 'tpu' is no engine"),
     ("verify {bundle} --precision bf17", 2, "error: 'bf17' is no precision"),
+    ("verify {bundle} --engine inductor", 4, "error: {bundle} has no package for inductor, which takes fp32, bf16."),
     ("verify {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
     ("verify {bundle} --run no/such/run", 4, "error: the training run of {bundle} is not at no/such/run"),
     ("bench {bundle} --batch 1000", 4, "error: batches are [1000]"),

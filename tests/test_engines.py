@@ -11,19 +11,34 @@ from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
 from emoexport.precision import PRECISIONS
 
-CASES = [(backend, precision) for backend in BACKENDS.values() for precision in backend.precisions]
+CASES = [
+    pytest.param(
+        (backend, precision),
+        marks=[pytest.mark.slow] if backend.compiled else [],
+        id=f"{backend.name}-{precision}",
+    )
+    for backend in BACKENDS.values()
+    for precision in backend.precisions
+]
 
 BATCHES = (1, 2, 7, 16)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
-def engine(request, bundle) -> Engine:
+@pytest.fixture(scope="module", params=CASES)
+def opened(request) -> tuple[Engine, Path]:
+    """An engine, and the file it was opened from."""
     backend, precision = request.param
     if not backend.is_installed():
         pytest.skip(f"{backend.title} is not installed")
-    return open_engine(
-        backend, bundle.graph(precision), precision=precision, face_shape=bundle.manifest.face_shape, max_batch=64
-    )
+    bundle = request.getfixturevalue("compiled" if backend.compiled else "bundle")
+    entry = bundle.manifest.opened[f"{backend.name}-{precision}" if backend.compiled else precision]
+    file = bundle.path / entry.file
+    return open_engine(backend, file, precision=precision, face_shape=(32, 32, 1), max_batch=64), file
+
+
+@pytest.fixture(scope="module")
+def engine(opened) -> Engine:
+    return opened[0]
 
 
 def test_every_engine_is_within_the_tolerance_of_its_precision(engine, bundle, faces):
@@ -95,10 +110,12 @@ def test_a_mirrored_face_gets_the_same_vote(engine, faces, count):
     assert np.abs(straight.probabilities - mirrored.probabilities).max() <= slack_of(engine)
 
 
-def test_a_copy_of_the_graph_opened_again_gives_the_same(engine, bundle, faces, tmp_path):
-    copy = Path(shutil.copy(bundle.graph(engine.precision), tmp_path / "copy.onnx"))
-    backend = backends_named([engine.name.partition("-")[0]])[0]
-    again = open_engine(backend, copy, precision=engine.precision, face_shape=(32, 32, 1), max_batch=64)
+def test_a_copy_of_the_file_opened_again_gives_the_same(opened, faces, tmp_path):
+    engine, file = opened
+    copy = Path(shutil.copy(file, tmp_path / f"copy{file.suffix}"))
+    again = open_engine(
+        BACKENDS[engine.backend], copy, precision=engine.precision, face_shape=(32, 32, 1), max_batch=64
+    )
     for count in BATCHES:
         found, wanted = again.run(faces[0][:count]), engine.run(faces[0][:count])
         assert np.abs(found.probabilities - wanted.probabilities).max() <= 1e-6
