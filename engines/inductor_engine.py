@@ -1,5 +1,6 @@
 """AOTInductor: what PyTorch's compiler made of the fold when the bundle was built."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ class InductorEngine(GraphEngine):
     runtime = f"PyTorch {torch.__version__}"
 
     def _load(self, graph: Path, threads: int | None) -> None:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA, and says so
         self._package = torch._inductor.aoti_load_package(str(graph))
         if threads:
             torch.set_num_threads(threads)
