@@ -183,6 +183,7 @@ def test_a_new_directory_replaces_only_when_complete(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_two_builds_give_the_same_graph_bytes(bundle, run_dir, tmp_path, quiet):
     again = pipeline.build(
         run_dir,

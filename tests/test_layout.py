@@ -19,6 +19,7 @@ from emoexport.reference import Reference
 from emoexport.views import views_named
 
 
+@pytest.mark.slow
 def test_a_stacked_bundle_passes_at_every_precision(run_dir, tmp_path, call):
     out = tmp_path / "stacked"
     code, said, _ = call(
