@@ -149,7 +149,7 @@ def test_a_run_can_begin_with_a_member_of_another(run_dir):
     network = network_of(config).eval()
     load_start(network, config)
     faces = torch.rand(2, 1, 32, 32)
-    assert torch.equal(network(faces), member(faces))
+    torch.testing.assert_close(network(faces), member(faces))  # kernels differ by where weights lie in memory
 
 
 @pytest.mark.parametrize(
