@@ -1,7 +1,7 @@
 """What the tensors of a graph hold while its members look at faces: extremes, histograms, what a limit cuts off."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emoexport.errors import BadData, BadInput
 from emoexport.member_graph import in_member
 
-__all__ = ["Observer"]
+__all__ = ["Observer", "refuse_quantised"]
 
 Progress = Callable[[int], object]
 
@@ -48,8 +48,7 @@ class Observer:
         self._path, self._pictures, self._threads = graph, pictures, threads
         whole = ir.load(graph).graph
         nodes, self._faces = list(whole), str(whole.inputs[0].name)
-        if any(node.op_type == "DequantizeLinear" for node in nodes):
-            raise BadInput(f"{graph.name} is quantised already; needed is an FP32 graph.", hint="emoexport build")
+        refuse_quantised(nodes, name=graph.name)
         members = [node for node in nodes if in_member(node.name)]
         inside = set(members)
         entering = {
@@ -68,9 +67,9 @@ class Observer:
         for node in members:
             for value in node.outputs:
                 if _is_float(value):
-                    name, first = str(value.name), node.inputs[0] if node.inputs else None
-                    keeps = node.op_type in _KEEP_VALUES and first is not None and first.name in self._source
-                    self._source[name] = self._source[str(first.name)] if keeps and first is not None else name
+                    moved = node.inputs[0] if node.op_type in _KEEP_VALUES else None
+                    name = str(value.name)
+                    self._source[name] = name if moved is None else self._source.get(str(moved.name), name)
 
     @property
     def tensors(self) -> list[str]:
@@ -190,6 +189,16 @@ class Observer:
         with tempfile.NamedTemporaryFile(dir=self._path.parent, suffix=".onnx") as file:
             ir.save(ir.Model(graph, ir_version=ir_version), file.name)
             return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+
+
+def refuse_quantised(nodes: Iterable[ir.Node], *, name: str = "the graph") -> None:
+    """Refuse a graph with 8-bit layers.
+
+    Raises:
+        BadInput: if it has any.
+    """
+    if any(node.op_type == "DequantizeLinear" for node in nodes):
+        raise BadInput(f"{name} is quantised already; needed is an FP32 graph.", hint="emoexport build")
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -7,12 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoexport.calib.observer import Observer
-from emoexport.calib.thresholds import METHODS
-from emoexport.errors import UsageError
+from emoexport.calib.record import Range
+from emoexport.calib.thresholds import method_named
 
 __all__ = ["Ranges", "activation_ranges"]
-
-Range = tuple[float, float]
 
 
 class Ranges(NamedTuple):
@@ -49,7 +47,7 @@ def activation_ranges(
         UsageError: if there is no such method.
         BadData: if an activation is not finite.
     """
-    cut = _method(method)
+    cut = method_named(method)
     extremes = observer.extremes(faces, progress=progress)
     magnitude = {name: max(map(abs, extremes[name])) for name in feeds}
     limits = dict(magnitude)
@@ -64,10 +62,4 @@ def activation_ranges(
 
 def faces_to_run(faces: int, held_out: int, method: str) -> int:
     """How many faces `activation_ranges` runs, those that it runs twice counted twice."""
-    return faces * (1 if _method(method) is None else 2) + held_out
-
-
-def _method(name: str) -> Callable[[NDArray[np.float64]], float] | None:
-    if name not in METHODS:
-        raise UsageError(f"'{name}' is no calibration method; known are {', '.join(METHODS)}.")
-    return METHODS[name]
+    return faces * (1 if method_named(method) is None else 2) + held_out

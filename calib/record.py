@@ -6,7 +6,7 @@ from typing import Literal
 from emoexport.config import Record
 from emoexport.errors import BadInput
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "Range"]
 
 Range = tuple[float, float]
 

@@ -6,7 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import entropy
 
-__all__ = ["METHODS", "entropy_limit", "percentile_limit"]
+from emoexport.errors import UsageError
+
+__all__ = ["METHODS", "entropy_limit", "method_named", "percentile_limit"]
+
+Cut = Callable[[NDArray[np.float64]], float]
 
 _LEVELS = 128
 """Of int8, from 0 to 127."""
@@ -65,9 +69,20 @@ def _divergence(counts: NDArray[np.float64], limit: int, levels: int) -> float:
     return float(entropy(true + little, coarse + little))
 
 
-METHODS: Mapping[str, Callable[[NDArray[np.float64]], float] | None] = {
+METHODS: Mapping[str, Cut | None] = {
     "min-max": None,
     "entropy": entropy_limit,
     "percentile": percentile_limit,
 }
 """By name, from a histogram of absolute values to the share of it that is kept; None keeps all."""
+
+
+def method_named(name: str) -> Cut | None:
+    """Look up a row of `METHODS`.
+
+    Raises:
+        UsageError: if there is no such method.
+    """
+    if name not in METHODS:
+        raise UsageError(f"'{name}' is no calibration method; known are {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -192,6 +192,11 @@ class Manifest(SealedRecord):
         return {**self.graphs, **self.engines}
 
     @property
+    def kept_rejected(self) -> list[str]:
+        """The precisions that are not recommended and have a graph all the same."""
+        return [name for name in self.graphs if name in self.gate and self.gate[name].verdict == "not recommended"]
+
+    @property
     def weights(self) -> NDArray[np.float64] | None:
         """Of every pass in the vote, `(K, V)`, sum 1; None for equal ones."""
         return pass_weights([member.weight for member in self.members], [view.weight for view in self.views])
@@ -261,12 +266,10 @@ class Bundle:
         calibration = self.manifest.calibration
         noise = ["8-bit graphs were calibrated on random pictures: their figures tell nothing of real faces."]
         idle = [name for name in self.manifest.graphs if name not in engines]
-        slow = [name for name, found in self.manifest.gate.items() if found.verdict == "not recommended"]
         return (
             *(
                 f"{PRECISIONS[name].title} is not recommended where this was built: {self.manifest.gate[name].reason}."
-                for name in slow
-                if name in self.manifest.graphs
+                for name in self.manifest.kept_rejected
             ),
             *(noise if calibration is not None and calibration.random else []),
             *([f"Not judged, no engine here runs it: {', '.join(idle)}."] if idle else []),
@@ -295,7 +298,7 @@ def _command(bundle: Path, manifest: Manifest) -> str:
     """What makes this bundle again."""
     asked = dict.fromkeys([*manifest.graphs, *manifest.gate])
     flags = [f"--{precision}" for precision in asked if precision != "fp32"]
-    if any(manifest.gate[name].verdict == "not recommended" for name in manifest.gate if name in manifest.graphs):
+    if manifest.kept_rejected:
         flags.append("--keep-rejected")
     if manifest.layout.name != "branches":
         flags += ["--layout", manifest.layout.name]

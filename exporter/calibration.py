@@ -13,7 +13,7 @@ from emoexport.calib.observer import Observer
 from emoexport.calib.ranges import activation_ranges, faces_to_run
 from emoexport.calib.record import Calibration
 from emoexport.calib.sampler import balanced_rows
-from emoexport.calib.thresholds import METHODS
+from emoexport.calib.thresholds import method_named
 from emoexport.errors import BadData, BadInput, UsageError
 from emoexport.files import sha256_of
 from emoexport.labels import EMOTIONS
@@ -21,7 +21,7 @@ from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run
 from emoexport.train.audit import face_hashes
 from emoexport.train.checkpoint import RunRecord
-from emoexport.train.dataset import DataSet
+from emoexport.train.dataset import DataSet, Faces
 from emoexport.train.ensemble import training_faces
 
 __all__ = [
@@ -66,8 +66,7 @@ class Wish:
         Raises:
             UsageError: if there is no such method, or two things are asked for that exclude each other.
         """
-        if self.method not in METHODS:
-            raise UsageError(f"'{self.method}' is no calibration method; known are {', '.join(METHODS)}.")
+        method_named(self.method)
         if self.random and (self.data or self.file):
             raise UsageError(
                 "--calib-random is given together with faces to calibrate on; needed is one of them.",
@@ -92,6 +91,8 @@ class CalibrationFaces:
     """By split that judges, how many different pictures it has."""
     left_out: int
     """Training faces that one of these splits shows too."""
+    validation: Faces | None = None
+    """Those that the run was validated on; None where no faces were read."""
     random: bool = False
 
 
@@ -162,6 +163,7 @@ def choose_faces(data: DataSet, record: RunRecord, count: int) -> CalibrationFac
         counts={name: int((taken.labels == label).sum()) for label, name in enumerate(EMOTIONS)},
         disjoint_from={name: len(known) for name, known in judging.items()},
         left_out=int(seen.sum()),
+        validation=chosen.validation,
     )
 
 

@@ -74,11 +74,8 @@ def _fastest(
         for precision in precisions:
             if backend.takes(precision):
                 call = functools.partial(opening(backend, precision).run, some)
-                times[backend.name, precision] = (float(interleave({"": call}, rounds=3)[""].min()), backend)
-    if not times:
-        return None
-    (_, precision), (_, backend) = min(times.items(), key=lambda item: item[1][0])
-    return backend, precision
+                times[backend, precision] = float(interleave({"": call}, rounds=3)[""].min())
+    return min(times, key=times.__getitem__, default=None)
 
 
 def _compare(candidate: Engine, rival: Engine, faces: Faces, some: NDArray[np.uint8], console: Console) -> GateEntry:

@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from emoexport.bundle import (
-    MANIFEST_FILE,
-    Bundle,
-    FileEntry,
-    GateEntry,
-    Manifest,
-)
+from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry, GateEntry, Manifest
+from emoexport.calib.record import Calibration
 from emoexport.calibration import (
     CALIBRATION_FILE,
+    CalibrationFaces,
     Wish,
     calibrate,
     calibration_entry,
@@ -42,7 +38,7 @@ from emoexport.half import Kept
 from emoexport.layout import export_in_layout
 from emoexport.parity import ParityReport, compare
 from emoexport.passes import Choice, pass_weights
-from emoexport.precision import PRECISIONS, precisions_named
+from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
 from emoexport.quantize import feeds_of
 from emoexport.reference import Reference
@@ -51,6 +47,7 @@ from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_fa
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
+from emoexport.train.dataset import Faces
 from emoexport.train.ensemble import training_faces
 from emoexport.views import coinciding, views_named
 
@@ -131,15 +128,8 @@ def build(
         packages = compile_fold(graphs, fold, directory, **limits) if compiled else {}
         laid_out = export_in_layout(graphs, fold, fp32, layout=layout, **limits)  # uses the members up
         del graphs
-        found = None
-        if any(row.calibrated for row in rows):
-            feeds = feeds_of(fp32) if any(row.bits == 8 for row in rows) else []
-            if faces is None:
-                assert calibration.file is not None
-                found = read_calibration(calibration.file, fp32, record)
-            else:
-                earlier = out / CALIBRATION_FILE
-                found = calibrate(fp32, feeds, faces, method=calibration.method, earlier=earlier, console=console)
+        found = _calibrated(fp32, rows, record, calibration, faces, earlier=out / CALIBRATION_FILE, console=console)
+        if found is not None:
             write_text(directory / CALIBRATION_FILE, found.to_json())
         kept: dict[str, Kept] = {"fp32": {}}
         for row in rows:
@@ -148,7 +138,8 @@ def build(
                 convert = pkgutil.resolve_name(row.converter)
                 kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found)
         graph_files = {row.name: directory / f"model.{row.name}.onnx" for row in rows}
-        gate = _judge(run, record, graph_files, calibration, max_batch=max_batch, console=console)
+        validation = None if faces is None else faces.validation
+        gate = _judge(run, record, graph_files, calibration, validation, max_batch=max_batch, console=console)
         for name, judged in gate.items():
             if judged.verdict == "not recommended" and not keep_rejected:
                 for file in directory.glob(f"{graph_files.pop(name).name}*"):
@@ -192,20 +183,47 @@ def _check_wishes(calibration: Wish, *, compiled: bool) -> None:
         require_compiler()
 
 
+def _calibrated(
+    fp32: Path,
+    rows: Sequence[Precision],
+    record: RunRecord,
+    wish: Wish,
+    faces: CalibrationFaces | None,
+    *,
+    earlier: Path,
+    console: Console,
+) -> Calibration | None:
+    """The ranges that these precisions need of the FP32 graph: read, found before, or found now."""
+    if not any(row.calibrated for row in rows):
+        return None
+    if faces is None:
+        assert wish.file is not None
+        return read_calibration(wish.file, fp32, record)
+    feeds = feeds_of(fp32) if any(row.bits == 8 for row in rows) else []
+    return calibrate(fp32, feeds, faces, method=wish.method, earlier=earlier, console=console)
+
+
 def _judge(
-    run: Path, record: RunRecord, graphs: Mapping[str, Path], wish: Wish, *, max_batch: int, console: Console
+    run: Path,
+    record: RunRecord,
+    graphs: Mapping[str, Path],
+    wish: Wish,
+    validation: Faces | None,
+    *,
+    max_batch: int,
+    console: Console,
 ) -> dict[str, GateEntry]:
     """Hold the graphs of 8 bits against the others, on the faces that the run was validated on."""
     small = [name for name in graphs if PRECISIONS[name].bits == 8]
     if not small:
         return {}
-    try:
-        data = data_of_run(run, record, wish.data)
-    except BadData as err:
-        if wish.file is None and not wish.random:
-            raise
-        return dict.fromkeys(small, GateEntry(verdict="not judged", reason=f"there are no faces to judge on: {err}"))
-    return judge_graphs(graphs, training_faces(data, record.config).validation, max_batch=max_batch, console=console)
+    if validation is None:  # calibration needed no faces, so the build goes on where there are none
+        try:
+            validation = training_faces(data_of_run(run, record, wish.data), record.config).validation
+        except BadData as err:
+            reason = f"there are no faces to judge on: {err}"
+            return dict.fromkeys(small, GateEntry(verdict="not judged", reason=reason))
+    return judge_graphs(graphs, validation, max_batch=max_batch, console=console)
 
 
 def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: MemberRecord) -> None:

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from emoexport.calib.observer import refuse_quantised
 from emoexport.calib.record import Calibration
 from emoexport.errors import BadInput
 from emoexport.half import Kept, by_reason, retype, stays_fp32
@@ -75,12 +76,13 @@ def _write(
     reasons = stays_fp32(model.graph, between, calibration)
     skipped = {**dict.fromkeys(skip, "left out"), **{str(node.name): why for node, why in reasons.items()}}
     layers = layers_of(model.graph)
+    wide = set(layers)
+    few = {node: "depthwise or few channels" for node in model.graph if _is_layer(node) and node not in wide}
     _quantize(model.graph, [node for node in layers if node.name not in skipped], calibration, dtype, between)
     if between != ir.DataType.FLOAT:
         retype(model, {node for node in model.graph if in_member(node.name)} - set(reasons), between)
     save_graph(model, target)
     onnx.checker.check_model(str(target), full_check=True)
-    few = {node: "depthwise or few channels" for node in model.graph if _is_layer(node) and node not in set(layers)}
     return by_reason(reasons | few | {node: skipped[str(node.name)] for node in layers if node.name in skipped})
 
 
@@ -90,8 +92,7 @@ def layers_of(graph: ir.Graph) -> list[ir.Node]:
     Raises:
         BadInput: if the graph is quantised already.
     """
-    if any(node.op_type == "DequantizeLinear" for node in graph):
-        raise BadInput("the graph is quantised already; needed is an FP32 graph.", hint="emoexport build")
+    refuse_quantised(graph)
     return [
         node
         for node in graph
