@@ -60,6 +60,14 @@ BACKENDS: Mapping[str, Backend] = {
             precisions=("fp32", "fp16", "bf16", "int8"),
         ),
         Backend(
+            name="openvino-throughput",
+            title="OpenVINO in streams",
+            target="emoexport.engines.openvino_engine:OpenVinoThroughputEngine",
+            package="openvino",
+            requirement="'emoexport[openvino]'",
+            precisions=("fp32", "fp16", "bf16", "int8"),
+        ),
+        Backend(
             name="inductor",
             title="AOTInductor",
             target="emoexport.engines.inductor_engine:InductorEngine",
