@@ -15,7 +15,7 @@ from emoexport.calib.record import Calibration
 from emoexport.calib.sampler import balanced_rows
 from emoexport.calib.thresholds import method_named
 from emoexport.errors import BadData, BadInput, UsageError
-from emoexport.files import sha256_of
+from emoexport.files import sha256_of_graph
 from emoexport.labels import EMOTIONS
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run
@@ -32,14 +32,13 @@ __all__ = [
     "calibration_entry",
     "choose_faces",
     "faces_to_calibrate_on",
-    "hash_of_graph",
     "read_calibration",
 ]
 
 CALIBRATION_FILE = "calibration.json"
 
 HELD_OUT = 64
-"""Faces to count clipped values on."""
+"""Faces to count clipped values on; fewer where fewer are calibrated on."""
 
 FEW = 500
 """Below this many faces TensorRT's and ModelOpt's documentation expect ranges that miss what is rare."""
@@ -153,7 +152,7 @@ def choose_faces(data: DataSet, record: RunRecord, count: int) -> CalibrationFac
         )
     rows = balanced_rows(left.labels, count, seed=seed)
     rest = np.setdiff1d(np.arange(len(left)), rows)
-    aside = np.random.default_rng(seed).permutation(rest)[:HELD_OUT]
+    aside = np.random.default_rng(seed).permutation(rest)[: min(HELD_OUT, count)]
     taken = left.take(rows)
     return CalibrationFaces(
         images=taken.images,
@@ -170,7 +169,7 @@ def choose_faces(data: DataSet, record: RunRecord, count: int) -> CalibrationFac
 def random_faces(record: RunRecord, count: int) -> CalibrationFaces:
     """Noise in the place of faces: it shows that a graph can be quantised, not how well."""
     model = record.config.model
-    shape = (count + HELD_OUT, model.image_size, model.image_size, model.channels)
+    shape = (count + min(HELD_OUT, count), model.image_size, model.image_size, model.channels)
     noise = np.random.default_rng(record.config.training.seed).integers(0, 256, shape, dtype=np.uint8)
     return CalibrationFaces(
         images=noise[:count],
@@ -204,7 +203,7 @@ def calibrate(
         console: where progress is shown.
     """
     hashes, held_out = tuple(face_hashes(faces.images)), tuple(face_hashes(faces.held_out))
-    graph_sha256 = hash_of_graph(graph)
+    graph_sha256 = sha256_of_graph(graph)
     known = _read(earlier)
     if known is not None:
         same = {
@@ -260,7 +259,7 @@ def read_calibration(file: Path, graph: Path, record: RunRecord) -> Calibration:
         BadInput: if it cannot be read, or is of another graph or other training faces.
     """
     known = Calibration.parse_json(file, error=BadInput)
-    sources = [("fold", "graph", known.graph_sha256, hash_of_graph(graph))]
+    sources = [("fold", "graph", known.graph_sha256, sha256_of_graph(graph))]
     if not known.random:
         sources.append(("run", "training faces", known.data_sha256, record.data.train_sha256))
     for whole, part, found, needed in sources:
@@ -270,9 +269,3 @@ def read_calibration(file: Path, graph: Path, record: RunRecord) -> Calibration:
                 hint="leave --calib-file out to calibrate anew",
             )
     return known
-
-
-def hash_of_graph(graph: Path) -> str:
-    """SHA-256 of a graph; of its weights too where they stand beside it."""
-    weights = graph.with_name(f"{graph.name}.data")
-    return sha256_of(graph) + (sha256_of(weights) if weights.exists() else "")

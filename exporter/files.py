@@ -17,6 +17,7 @@ __all__ = [
     "new_file",
     "refuse_foreign",
     "sha256_of",
+    "sha256_of_graph",
     "unfinished_directory",
     "write_bytes",
     "write_text",
@@ -27,6 +28,12 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_graph(graph: Path) -> str:
+    """SHA-256 of a graph, followed by that of its weights where they stand beside it."""
+    weights = graph.with_name(f"{graph.name}.data")
+    return sha256_of(graph) + (sha256_of(weights) if weights.exists() else "")
 
 
 def write_text(path: Path, text: str) -> None:

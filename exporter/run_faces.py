@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from emoexport.errors import BadData
 from emoexport.train.audit import clean_rows
 from emoexport.train.checkpoint import RunRecord
 from emoexport.train.dataset import DataSet, Faces, is_synthetic, load_data
 from emoexport.train.ensemble import training_faces
 
-__all__ = ["data_name", "data_of_run", "describe_faces", "drawn_faces"]
+__all__ = ["data_name", "data_of_run", "describe_faces", "drawn_faces", "validation_faces"]
 
 
 def data_of_run(
@@ -48,6 +49,28 @@ def data_of_run(
         seed=record.data.seed,
         skip_bad=skip_bad or record.data.skipped > 0,
     )
+
+
+def validation_faces(run: Path, record: RunRecord, source: str | None = None) -> Faces:
+    """Read the faces that the members of a run were validated on.
+
+    Args:
+        run: the run's directory.
+        record: its record.
+        source: where the faces are; None for where the run read them.
+
+    Raises:
+        BadData: if they cannot be read, or are others.
+    """
+    data = data_of_run(run, record, source)
+    found, needed = training_faces(data, record.config).validation, record.data.validation_sha256
+    if needed and found.sha256() != needed:
+        raise BadData(
+            f"the validation faces in {data_name(data.source)} have the SHA-256 {found.sha256()[:16]}…; those that the "
+            f"members were validated on have {needed[:16]}….",
+            hint="name where those are: others may be faces that the members were trained on",
+        )
+    return found
 
 
 def drawn_faces(dataset: DataSet, split: str, limit: int | None = None) -> tuple[Faces, dict[str, NDArray[np.bool_]]]:

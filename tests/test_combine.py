@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoexport import pipeline
+from emoexport import pipeline, sessions
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadCheckpoint, BadData, UsageError
@@ -151,8 +151,8 @@ def test_members_of_two_architectures_fold_into_one_graph(combined, tmp_path, da
     bundle = pipeline.build(combined, tmp_path / "both", max_batch=64, console=quiet)
     assert {member.backbone for member in bundle.manifest.members} == {"convnext_atto", "resnet10t"}
     faces = data.split("test").images
-    wanted = pipeline.open_reference(bundle)[0].run(faces)
-    opened = pipeline.open_engines(bundle)
+    wanted = sessions.open_reference(bundle)[0].run(faces)
+    opened = sessions.open_engines(bundle)
     assert len(opened) == sum(row.is_installed() and row.takes("fp32") for row in BACKENDS.values())
     for engine in opened:
         found = engine.run_all(faces)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emoexport import compiled as compiling
-from emoexport import pipeline
+from emoexport import pipeline, sessions
 from emoexport.bundle import Bundle, FileEntry, PackageEntry
 from emoexport.engines.machine import instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
@@ -54,10 +54,10 @@ def test_a_package_for_another_machine_is_not_loaded(changes, said, bundle, tmp_
     other = with_package(bundle, tmp_path, **changes)
     for engines in (None, ["inductor"]):
         with pytest.raises(WrongMachine, match=f"compiled for another machine: {said}") as caught:
-            pipeline.open_engines(other, engines=engines)
+            sessions.open_engines(other, engines=engines)
         assert caught.value.exit_code == 5
         assert "--compile; or name other engines with --engine" in caught.value.hint
-    assert [engine.name for engine in pipeline.open_engines(other, engines=["onnxruntime"])] == ["onnxruntime-fp32"]
+    assert [engine.name for engine in sessions.open_engines(other, engines=["onnxruntime"])] == ["onnxruntime-fp32"]
 
 
 def test_inspect_and_sizes_know_packages(bundle, tmp_path):

@@ -11,9 +11,9 @@ from emoexport.decision import Decision
 from emoexport.errors import CheckFailed
 from emoexport.fold import Fold
 from emoexport.onnx_graph import PASSES, check_graph, export_fold
-from emoexport.pipeline import open_reference
 from emoexport.precision import PRECISIONS
 from emoexport.reference import Reference
+from emoexport.sessions import open_reference
 from emoexport.summary import summarize
 from emoexport.train.config import ModelConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet

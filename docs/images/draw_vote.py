@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from emoexport.bundle import Bundle
-from emoexport.pipeline import open_reference
 from emoexport.run_faces import data_of_run
+from emoexport.sessions import open_reference
 
 
 def main(path: Path, row: int) -> None:

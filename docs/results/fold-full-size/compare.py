@@ -1,8 +1,9 @@
-"""Hold bundles of one run against its PyTorch reference: one face a call, all in turn.
+"""Hold engines of bundles of one run against its PyTorch reference: one face a call, all in turn.
 
-python docs/results/fold-full-size/compare.py DATA SPLIT FACES BUNDLE...
+python docs/results/fold-full-size/compare.py DATA SPLIT FACES BUNDLE[@ENGINE-PRECISION]...
 
-Prints one JSON document: by bundle the largest difference of a probability, and times.
+Prints one JSON document: by engine the largest difference of a probability, and times. Without a name after it a
+bundle is run by onnxruntime-fp32.
 """
 
 import json
@@ -13,29 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from emoexport.bundle import Bundle
-from emoexport.engines import BACKENDS, open_engine
 from emoexport.engines.machine import describe_machine
 from emoexport.engines.timing import ratio_of
-from emoexport.pipeline import open_judge, open_reference
 from emoexport.run_faces import data_of_run, drawn_faces
+from emoexport.sessions import open_engines, open_judge, open_reference
 
 
-def main(data: str, split: str, count: int, paths: list[Path]) -> None:
+def main(data: str, split: str, count: int, asked: list[str]) -> None:
     """The first face warms up and is not timed; its probabilities are compared all the same."""
-    bundles = {path.name: Bundle.open(path) for path in paths}
-    first = next(iter(bundles.values()))
-    reference, run, record = open_reference(first)
-    faces, _ = drawn_faces(data_of_run(run, record, data), split, count)
-    engines = {"reference": open_judge(first, reference)}
-    for name, bundle in bundles.items():
-        manifest = bundle.manifest
-        engines[name] = open_engine(
-            BACKENDS["onnxruntime"],
-            bundle.graph("fp32"),
-            precision="fp32",
-            face_shape=manifest.face_shape,
-            max_batch=manifest.max_batch,
-        )
+    engines = {}
+    for words in asked:
+        path, _, name = words.partition("@")
+        bundle, (backend, precision) = Bundle.open(Path(path)), (name or "onnxruntime-fp32").rsplit("-", 1)
+        if not engines:
+            reference, run, record = open_reference(bundle)
+            faces, _ = drawn_faces(data_of_run(run, record, data), split, count)
+            engines["reference"] = open_judge(bundle, reference)
+        (engines[words],) = open_engines(bundle, engines=[backend], precisions=[precision])
     seconds = {name: [] for name in engines}
     found = {name: [] for name in engines}
     for face in faces.images:
@@ -60,4 +55,4 @@ def main(data: str, split: str, count: int, paths: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), [Path(name) for name in sys.argv[4:]])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])

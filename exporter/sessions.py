@@ -1,0 +1,150 @@
+"""The reference and the engines of a bundle, opened."""
+
+from pathlib import Path
+
+from emoexport.bundle import Bundle
+from emoexport.compiled import require_this_machine
+from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
+from emoexport.engines.base import Engine
+from emoexport.engines.torch_engine import TorchEngine
+from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
+from emoexport.precision import PRECISIONS
+from emoexport.reference import Reference
+from emoexport.train.checkpoint import RunRecord, load_members, read_run
+from emoexport.views import views_named
+
+__all__ = ["open_engines", "open_judge", "open_reference", "run_of"]
+
+
+def run_of(bundle: Bundle, run: Path | None = None) -> tuple[Path, RunRecord]:
+    """The run that a bundle was built from, and its record.
+
+    Args:
+        bundle: the bundle.
+        run: where the run is now, if it was moved.
+
+    Raises:
+        BadCheckpoint: if it is not there, or another one.
+    """
+    where = run or bundle.run()
+    if not where.is_dir():
+        raise BadCheckpoint(
+            f"the training run of {bundle.path} is not at {where}; the reference is rebuilt from it.",
+            hint="--run names its directory",
+        )
+    record = read_run(where)
+    known = bundle.manifest.data
+    if any(getattr(record.data, name) != known.get(name) for name in ("train_sha256", "validation_sha256")):
+        raise BadCheckpoint(
+            f"the run in {where} was trained on other faces than that which {bundle.path} was built from.",
+            hint=f"emoexport build {where} -o {bundle.path}",
+        )
+    return where, record
+
+
+def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
+    """Rebuild the PyTorch reference of a bundle from the run it was built from.
+
+    Args:
+        bundle: the bundle.
+        run: where the run is now, if it was moved.
+
+    Raises:
+        BadCheckpoint: if the run is not there, or a member that was folded is not in it.
+    """
+    where, record = run_of(bundle, run)
+    manifest = bundle.manifest
+    found = {entry.sha256: member for entry, member in zip(*load_members(where), strict=True)}
+    if any(member.sha256 not in found for member in manifest.members):
+        raise BadCheckpoint(
+            f"the members in {where} are not those that {bundle.path} was built from.",
+            hint=f"emoexport build {where} -o {bundle.path}",
+        )
+    reference = Reference(
+        members=[found[member.sha256] for member in manifest.members],
+        views=views_named([view.name for view in manifest.views]),
+        decision=manifest.decision,
+        weights=manifest.weights,
+    )
+    return reference, where, record
+
+
+def open_judge(bundle: Bundle, reference: Reference, threads: int | None = None) -> TorchEngine:
+    """The reference as an engine that takes what those of the bundle take."""
+    manifest = bundle.manifest
+    return TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
+
+
+def open_engines(
+    bundle: Bundle,
+    *,
+    engines: list[str] | None = None,
+    precisions: list[str] | None = None,
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> list[Engine]:
+    """Open every graph of a bundle with every runtime, and what was compiled for this machine.
+
+    Args:
+        bundle: the bundle.
+        engines: names of backends; None for all that are installed.
+        precisions: None for all of the bundle.
+        threads: how many each runtime may use.
+        cache: where runtimes that can keep what they compile.
+
+    Raises:
+        MissingRuntime: if no runtime is installed.
+        BadBundle: if the bundle has nothing of a precision or for an engine asked for.
+        WrongMachine: if an engine was compiled for another machine.
+    """
+    files = {
+        (backend.name, precision): file
+        for precision in _precisions_of(bundle, precisions)
+        for backend in backends_named(engines)
+        if (file := _file_for(bundle, backend, precision))
+    }
+    if not files and not engines:
+        raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
+    for name in engines or ():
+        if name not in {backend for backend, _ in files}:
+            backend = BACKENDS[name]
+            asked = f"{' or '.join(precisions)} " if precisions else ""
+            raise BadBundle(
+                f"{bundle.path} has no {asked}{'package' if backend.compiled else 'graph'} for {name}, which takes "
+                f"{', '.join(backend.precisions)}.",
+                hint=bundle.build_command() + " --compile" * (backend.compiled and not bundle.manifest.engines),
+            )
+    return [
+        open_engine(
+            BACKENDS[backend],
+            file,
+            precision=precision,
+            face_shape=bundle.manifest.face_shape,
+            max_batch=bundle.manifest.max_batch,
+            threads=threads,
+            cache=cache,
+        )
+        for (backend, precision), file in files.items()
+    ]
+
+
+def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
+    """Those asked for, or all that the bundle has, in the order of the table."""
+    manifest = bundle.manifest
+    found = {*manifest.graphs, *(entry.precision for entry in manifest.engines.values())}
+    for name in asked or ():
+        if name not in found:
+            bundle.graph(name)  # raises
+    return asked or [name for name in PRECISIONS if name in found]
+
+
+def _file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
+    """What a backend opens at a precision; None if it takes no such graph or the bundle has none for it."""
+    manifest = bundle.manifest
+    if not backend.compiled:
+        return bundle.graph(precision) if backend.takes(precision) and precision in manifest.graphs else None
+    entry = manifest.engines.get(f"{backend.name}-{precision}")
+    if entry is None:
+        return None
+    require_this_machine(bundle, entry)
+    return bundle.path / entry.file
