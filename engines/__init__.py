@@ -108,6 +108,7 @@ def open_engine(
     face_shape: tuple[int, int, int],
     max_batch: int,
     threads: int | None = None,
+    cache: Path | None = None,
 ) -> Engine:
     """Compile a graph for this machine, or load what was compiled for it.
 
@@ -118,6 +119,7 @@ def open_engine(
         face_shape: `(H, W, C)` of the faces.
         max_batch: the largest number of faces in a call.
         threads: how many the runtime may use; None leaves it to the runtime.
+        cache: where it keeps what it compiles, if it can; None for nowhere.
 
     Raises:
         MissingRuntime: if the runtime is not installed.
@@ -129,5 +131,7 @@ def open_engine(
         raise MissingRuntime(
             f"{backend.title} cannot be imported: {err}.", hint=f"pip install {backend.requirement}"
         ) from err
-    opened: Engine = engine(graph, precision=precision, face_shape=face_shape, max_batch=max_batch, threads=threads)
+    opened: Engine = engine(
+        graph, precision=precision, face_shape=face_shape, max_batch=max_batch, threads=threads, cache=cache
+    )
     return opened

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.errors import BadBundle, BadInput
+from emoexport.errors import BadBundle, BadInput, EmoexportError
 from emoexport.outcome import Outcome
 
 __all__ = ["Engine", "GraphEngine"]
@@ -115,13 +115,16 @@ class GraphEngine(Engine):
         face_shape: tuple[int, int, int],
         max_batch: int,
         threads: int | None = None,
+        cache: Path | None = None,
     ) -> None:
         super().__init__(precision=precision, face_shape=face_shape, max_batch=max_batch)
         try:
-            self._load(graph, threads)
+            self._load(graph, threads, cache)
+        except EmoexportError:
+            raise
         except Exception as err:  # what runtimes raise shares no base but this
             raise BadBundle(f"{self.runtime} cannot load {graph.name}: {err}") from err
 
     @abstractmethod
-    def _load(self, graph: Path, threads: int | None) -> None:
-        """Compile the graph for this machine."""
+    def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
+        """Compile the graph for this machine; a runtime that can keeps what it compiled in `cache`."""

@@ -23,7 +23,7 @@ class InductorEngine(GraphEngine):
     backend = "inductor"
     runtime = f"PyTorch {torch.__version__}"
 
-    def _load(self, graph: Path, threads: int | None) -> None:
+    def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:  # noqa: ARG002 (it keeps none)
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA, and says so
         self._package = torch._inductor.aoti_load_package(str(graph))
         if threads:

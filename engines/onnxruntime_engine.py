@@ -20,7 +20,7 @@ class OnnxRuntimeEngine(GraphEngine):
     backend = "onnxruntime"
     runtime = f"ONNX Runtime {ort.__version__}"
 
-    def _load(self, graph: Path, threads: int | None) -> None:
+    def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:  # noqa: ARG002 (it keeps none)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0

@@ -1,5 +1,6 @@
 """OpenVINO, on the CPU: one call with all cores, or a call in parts with a core or a few for each."""
 
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from emoexport.engines.base import GraphEngine
+from emoexport.engines.cache import kept_in
 from emoexport.outcome import Outcome
 
 __all__ = ["OpenVinoEngine", "OpenVinoThroughputEngine"]
@@ -24,11 +26,16 @@ class OpenVinoEngine(GraphEngine):
     hint: ClassVar[str] = "LATENCY"
     """OpenVINO's name for what it is to be good at."""
 
-    def _load(self, graph: Path, threads: int | None) -> None:
+    def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self.hint}
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
-        compiled = ov.Core().compile_model(str(graph), "CPU", options)
+        if cache is None:
+            compiled = ov.Core().compile_model(str(graph), "CPU", options)
+        else:
+            with kept_in(cache / self.backend, graph) as folder:
+                compiled = ov.Core().compile_model(str(graph), "CPU", {**options, "CACHE_DIR": str(folder)})
+        self._lock = threading.Lock()
         streams = compiled.get_property("NUM_STREAMS")
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
 
@@ -39,15 +46,18 @@ class OpenVinoEngine(GraphEngine):
         return self._infer(faces, "scores")[0]
 
     def _infer(self, faces: NDArray[np.uint8], *outputs: str) -> list[NDArray[Any]]:
-        """Outputs of all faces, computed in as many parts of one size as there are streams."""
+        """Outputs of all faces, computed in as many parts as there are streams, of one size within a face."""
         parts = np.array_split(faces, min(len(self._requests), len(faces)))
         requests = self._requests[: len(parts)]
-        for request, part in zip(requests, parts, strict=True):
-            request.start_async({"faces": part})
-        for request in requests:
-            request.wait()
-        found = [[request.get_tensor(name).data for request in requests] for name in outputs]
-        return [np.concatenate(pieces) for pieces in found]
+        with self._lock:  # the requests hold what goes in and what comes out
+            try:
+                for request, part in zip(requests, parts, strict=True):
+                    request.start_async({"faces": part})
+            finally:
+                for request in requests:
+                    request.wait()
+            found = [[request.get_tensor(name).data for request in requests] for name in outputs]
+            return [np.concatenate(pieces) for pieces in found]
 
 
 class OpenVinoThroughputEngine(OpenVinoEngine):

@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 
 from emoexport.config import Record
 
-__all__ = ["Latency", "interleave", "latency_of", "ratio_of"]
+__all__ = ["Latency", "Ratio", "interleave", "latency_of", "ratio_of", "rounds_within"]
 
 Samples = NDArray[np.float64]
 
@@ -65,6 +65,11 @@ def interleave(
                 samples[name].append(elapsed / 1e6)
         progress(1)
     return {name: np.array(times) for name, times in samples.items()}
+
+
+def rounds_within(seconds: float, *, once: float, least: int, most: int) -> int:
+    """How many rounds fit into a time in seconds, where one takes `once`; at least and at most so many."""
+    return int(np.clip(seconds / once, least, most))
 
 
 def latency_of(samples: Samples) -> Latency:

@@ -11,6 +11,7 @@ from emoexport.labels import LABEL_ORDERS
 
 __all__ = [
     "BundleDir",
+    "Cache",
     "DataOption",
     "LabelOrder",
     "LabelledFaces",
@@ -49,6 +50,9 @@ BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest u
 RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads a runtime may use; it chooses itself if none is given.")
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="A folder where runtimes keep what they compile; nowhere if none.")
 ]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoexport import pipeline
+from emoexport import sessions
 from emoexport.engines import BACKENDS, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
@@ -42,7 +42,7 @@ def engine(opened) -> Engine:
 
 
 def test_every_engine_is_within_the_tolerance_of_its_precision(engine, bundle, faces):
-    wanted = pipeline.open_reference(bundle)[0].run(faces[0])
+    wanted = sessions.open_reference(bundle)[0].run(faces[0])
     found = engine.run_all(faces[0], batch_size=32)
     tolerance = PRECISIONS[engine.precision].tolerance
     difference = np.abs(found.probabilities - wanted.probabilities)
@@ -55,7 +55,7 @@ def test_every_engine_is_within_the_tolerance_of_its_precision(engine, bundle, f
 
 def test_the_passes_of_every_engine_are_those_of_the_reference(engine, bundle, faces):
     """Their mean is what the engine votes, face by face, member by member and view by view."""
-    reference = pipeline.open_reference(bundle)[0]
+    reference = sessions.open_reference(bundle)[0]
     found, wanted = engine.scores(faces[0][:6]), reference.scores(faces[0][:6])
     assert (found.shape, found.dtype) == (wanted.shape, np.float32)
     assert np.abs(found - wanted).mean() <= PRECISIONS[engine.precision].tolerance.mean_difference
@@ -69,7 +69,7 @@ def test_the_passes_of_every_engine_are_those_of_the_reference(engine, bundle, f
 
 def test_precisions_do_differ(bundle, faces):
     """Or an INT8 engine might be the FP32 graph under another name."""
-    opened = pipeline.open_engines(bundle)
+    opened = sessions.open_engines(bundle)
     found = {engine.name: engine.run(faces[0][:16]).probabilities for engine in opened}
     for engine in opened:
         if engine.precision != "fp32":
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_graph(backend, tmp_path):
 
 
 def test_the_reference_is_an_engine_too(bundle, faces):
-    reference, _, _ = pipeline.open_reference(bundle)
+    reference, _, _ = sessions.open_reference(bundle)
     engine = TorchEngine(reference, face_shape=(32, 32, 1), max_batch=64)
     assert np.array_equal(engine.run(faces[0][:5]).label, reference.run(faces[0][:5]).label)
 
