@@ -5,6 +5,7 @@ build/x/
   labels.txt
   model.fp32.onnx      and a graph for each further precision; large weights beside it in .data
   calibration.json     ranges, method, hashes of the faces (where a precision needed them)
+  tuning.json          which blocks stay in FP32, and the trials that chose them (where it was given)
   engines/*.pt2        the fold compiled for one kind of machine (where it was asked for)
   reports/             what verify and bench found; not part of the manifest
 """
@@ -130,7 +131,8 @@ class CalibrationEntry(Record):
     def options(self) -> list[str]:
         """The options of `build` that calibrate like this, as far as they are not the usual ones."""
         method = [] if self.method == "min-max" else ["--calib-method", self.method]
-        return [*method, *(["--calib-random"] if self.random else [])]
+        size = [] if self.faces == 512 else ["--calib-size", str(self.faces)]
+        return [*method, *size, *(["--calib-random"] if self.random else [])]
 
 
 class GateEntry(Record):
@@ -180,6 +182,8 @@ class Manifest(SealedRecord):
     engines: dict[str, PackageEntry] = Field(default_factory=dict)
     """What was compiled ahead of time, by name of the engine."""
     calibration: CalibrationEntry | None = None
+    tuning: str | None = None
+    """The file with the trials by which a graph of 8 bits leaves blocks in FP32; None where it leaves none."""
     data: dict[str, Any]
     """What the run says of its faces."""
     versions: dict[str, str]
@@ -248,7 +252,7 @@ class Bundle:
         if precision not in self.manifest.graphs:
             raise BadBundle(
                 f"{self.path} has no {precision} graph; it has {', '.join(self.manifest.graphs)}.",
-                hint=f"{_command(self.path, self.manifest)} --{precision}",
+                hint=self.build_command(precision),
             )
         return self.path / self.manifest.graphs[precision].file
 
@@ -281,9 +285,9 @@ class Bundle:
         packages = {name: manifest.files[entry.file].bytes for name, entry in manifest.engines.items()}
         return {precision: self.size_of(precision) for precision in manifest.graphs} | packages
 
-    def build_command(self) -> str:
-        """The command that makes this bundle again."""
-        return _command(self.path, self.manifest)
+    def build_command(self, *precisions: str, tuning: Path | None = None) -> str:
+        """The command that makes this bundle again, with further precisions, and by another tuning."""
+        return _command(self.path, self.manifest, *precisions, tuning=tuning)
 
     def run(self) -> Path:
         """The training run that the bundle was built from."""
@@ -294,12 +298,17 @@ def _run_of(bundle: Path, manifest: Manifest) -> Path:
     return (bundle.resolve() / manifest.run).resolve()
 
 
-def _command(bundle: Path, manifest: Manifest) -> str:
-    """What makes this bundle again."""
-    asked = dict.fromkeys([*manifest.graphs, *manifest.gate])
+def _command(bundle: Path, manifest: Manifest, *precisions: str, tuning: Path | None = None) -> str:
+    asked = dict.fromkeys([*manifest.graphs, *manifest.gate, *precisions])
     flags = [f"--{precision}" for precision in asked if precision != "fp32"]
     if manifest.kept_rejected:
         flags.append("--keep-rejected")
+    if manifest.max_batch != 256:
+        flags += ["--max-batch", str(manifest.max_batch)]
+    if tuning is None and manifest.tuning is not None:
+        tuning = bundle / manifest.tuning
+    if tuning is not None:
+        flags += ["--tuning", str(tuning)]
     if manifest.layout.name != "branches":
         flags += ["--layout", manifest.layout.name]
     if manifest.calibration is not None:

@@ -1,7 +1,7 @@
 """Is a graph of 8 bits worth having on this machine? Only if it is faster, and not less often right."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,26 @@ from rich.console import Console
 from emoexport.bundle import GateEntry
 from emoexport.engines import Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
-from emoexport.engines.timing import Ratio, interleave, ratio_of
+from emoexport.engines.timing import Ratio, interleave, ratio_of, rounds_within
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.statistics import Estimate, paired_interval
 from emoexport.train.dataset import Faces
 
-__all__ = ["GATE_FACES", "judge_graphs"]
+__all__ = ["GATE_FACES", "fastest", "judge_graphs"]
 
 GATE_FACES = 1000
 """Validation faces to compare on, at most."""
 
 _BATCH = 16
-_ROUNDS = 20
+_SLOW = 2.0
+"""Seconds a face from which on faces are timed one by one: sixteen would take minutes."""
+_SECONDS = 120.0
+"""How long two engines are timed in turn, within 3 to 20 rounds."""
 
 
 def judge_graphs(
-    graphs: Mapping[str, Path], validation: Faces, *, max_batch: int, console: Console
+    graphs: Mapping[str, Path], validation: Faces, *, max_batch: int, count: int = GATE_FACES, console: Console
 ) -> dict[str, GateEntry]:
     """Hold every graph of 8 bits against the fastest engine of 16 or 32 on this machine.
 
@@ -35,6 +38,7 @@ def judge_graphs(
         graphs: by precision.
         validation: faces that neither trained nor calibrated, and are not those of the final judgement.
         max_batch: the largest number of faces in a call.
+        count: how many of the faces to compare accuracies on, drawn at random.
         console: where progress is shown.
 
     Returns:
@@ -45,18 +49,30 @@ def judge_graphs(
     found = {name: GateEntry(verdict="not judged", reason="it is meant for GPUs") for name in small}
     if not judged:
         return found
-    faces = validation.take(np.random.default_rng(0).permutation(len(validation))[:GATE_FACES])
-    batch = min(_BATCH, max_batch)
-    some = np.resize(faces.images, (batch, *faces.images.shape[1:]))
+    faces = validation.take(np.random.default_rng(0).permutation(len(validation))[:count])
     opening = functools.partial(_open, graphs, face_shape=faces.images.shape[1:], max_batch=max_batch)
-    rival = _fastest(opening, [name for name in graphs if PRECISIONS[name].bits > 8], some)
+    some = _faces_to_time_on(opening, faces.images, max_batch)
+    rival = fastest(opening, [name for name in graphs if PRECISIONS[name].bits > 8], some)
     for name in judged:
-        candidate = _fastest(opening, [name], some)
+        candidate = fastest(opening, [name], some)
         if candidate is None or rival is None:
             found[name] = GateEntry(verdict="not judged", reason="no engine here runs it")
         else:
             found[name] = _compare(opening(*candidate), opening(*rival), faces, some, console)
     return found
+
+
+def _faces_to_time_on(
+    opening: Callable[[Backend, str], Engine], images: NDArray[np.uint8], max_batch: int
+) -> NDArray[np.uint8]:
+    """As many as in a usual call, or one where that is slow."""
+    backend = next((row for row in backends_named(None) if row.takes("fp32")), None)
+    one = images[:1]
+    if backend is not None:
+        once = interleave({"": functools.partial(opening(backend, "fp32").run, one)}, rounds=1, warmup=1)[""]
+        if once[0] > 1000 * _SLOW:
+            return one
+    return np.resize(images, (min(_BATCH, max_batch), *images.shape[1:]))
 
 
 def _open(
@@ -65,24 +81,41 @@ def _open(
     return open_engine(backend, graphs[precision], precision=precision, face_shape=face_shape, max_batch=max_batch)
 
 
-def _fastest(
-    opening: functools.partial[Engine], precisions: list[str], some: NDArray[np.uint8]
+def fastest(
+    opening: Callable[[Backend, str], Engine], precisions: Sequence[str], some: NDArray[np.uint8]
 ) -> tuple[Backend, str] | None:
-    """The backend and precision of the engine that takes least time; one is open at a time, since they may be large."""
+    """Find the engine of this machine that takes least time.
+
+    Args:
+        opening: opens an engine of a backend and a precision. One is open at a time, since they may be large.
+        precisions: of its graph.
+        some: faces to time it on, uint8 `(N, H, W, C)`.
+
+    Returns:
+        Its backend and precision; None if no engine here takes any of them.
+    """
     times = {}
     for backend in backends_named(None):
         for precision in precisions:
             if backend.takes(precision):
-                call = functools.partial(opening(backend, precision).run, some)
-                times[backend, precision] = float(interleave({"": call}, rounds=3)[""].min())
+                times[backend, precision] = _least_time(opening(backend, precision), some)
     return min(times, key=times.__getitem__, default=None)
 
 
+def _least_time(engine: Engine, some: NDArray[np.uint8]) -> float:
+    """Of a few calls after the first, in milliseconds."""
+    calls = {"": functools.partial(engine.run, some)}
+    first = float(interleave(calls, rounds=1, warmup=1)[""][0])
+    more = rounds_within(_SLOW, once=first / 1000, least=1, most=5)
+    return min(first, float(interleave(calls, rounds=more, warmup=0)[""].min()))
+
+
 def _compare(candidate: Engine, rival: Engine, faces: Faces, some: NDArray[np.uint8], console: Console) -> GateEntry:
-    title = f"{candidate.name} and {rival.name} in turn"
-    with progress_bar(console, title, _ROUNDS + 2) as advance:
-        calls = {engine.name: functools.partial(engine.run, some) for engine in (candidate, rival)}
-        samples = interleave(calls, rounds=_ROUNDS, progress=advance)
+    calls = {engine.name: functools.partial(engine.run, some) for engine in (candidate, rival)}
+    once = sum(float(times[0]) for times in interleave(calls, rounds=1, warmup=1).values()) / 1000
+    rounds = rounds_within(_SECONDS, once=once, least=3, most=20)
+    with progress_bar(console, f"{candidate.name} and {rival.name} in turn", rounds) as advance:
+        samples = interleave(calls, rounds=rounds, warmup=0, progress=advance)
     speed = ratio_of(samples[rival.name], samples[candidate.name])
     right = []
     for engine in (candidate, rival):

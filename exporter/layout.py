@@ -10,7 +10,7 @@ from rich.console import Console
 
 from emoexport.bundle import LayoutEntry
 from emoexport.engines import Backend, backends_named, open_engine
-from emoexport.engines.timing import interleave, ratio_of
+from emoexport.engines.timing import interleave, ratio_of, rounds_within
 from emoexport.errors import MissingRuntime, UsageError
 from emoexport.fold import LAYOUTS, Branches, Fold
 from emoexport.member_graph import MemberGraph
@@ -22,8 +22,7 @@ __all__ = ["export_in_layout"]
 _AUTO = "auto"
 
 _SECONDS = 20.0
-"""How long the layouts are timed, all calls together, within these numbers of rounds."""
-_ROUNDS = (3, 20)
+"""How long the layouts are timed, all calls together."""
 
 
 def export_in_layout(
@@ -89,7 +88,7 @@ def _faster(
     }
     calls = {name: functools.partial(engine.run, face) for name, engine in engines.items()}
     once = sum(float(times[0]) for times in interleave(calls, rounds=1, warmup=1).values()) / 1000
-    rounds = int(np.clip(_SECONDS / once, *_ROUNDS))
+    rounds = rounds_within(_SECONDS, once=once, least=3, most=20)
     samples = interleave(calls, rounds=rounds, warmup=0)
     ratio = ratio_of(samples["branches"], samples["stacked"])
     return LayoutEntry(

@@ -37,7 +37,7 @@ class Scripted(Engine):
 
 @pytest.fixture
 def judged(monkeypatch, quiet):
-    def on(**engines: tuple[float, int]):
+    def on(count: int = COUNT, **engines: tuple[float, int]):
         numbers = np.arange(COUNT)
         images = np.zeros((COUNT, 2, 2, 1), np.uint8)
         images[:, 0, 0, 0], images[:, 0, 1, 0] = numbers % 256, numbers // 256
@@ -47,7 +47,7 @@ def judged(monkeypatch, quiet):
             gate, "open_engine", lambda backend, graph, *, precision, **_: Scripted(precision, *engines[precision])
         )
         graphs = {name: Path(name) for name in engines}
-        return judge_graphs(graphs, faces, max_batch=64, console=quiet)
+        return judge_graphs(graphs, faces, max_batch=64, count=count, console=quiet)
 
     return on
 
@@ -73,9 +73,8 @@ def test_what_is_slower_or_more_often_wrong_is_not(judged, int8, points):
     assert f"{points:+.2f} points" in found.reason
 
 
-def test_too_few_faces_show_nothing(judged, monkeypatch):
-    monkeypatch.setattr(gate, "GATE_FACES", 40)
-    found = judged(fp32=(0.004, 0), int8=(0.001, 0))["int8"]
+def test_too_few_faces_show_nothing(judged):
+    found = judged(40, fp32=(0.004, 0), int8=(0.001, 0))["int8"]
     assert (found.verdict, found.faces, found.gain_points.value) == ("not recommended", 40, 0.0)
 
 
@@ -95,10 +94,21 @@ def test_a_rejected_graph_is_left_out_unless_it_is_asked_to_be_kept(run_dir, tmp
     assert set(left.manifest.graphs) == {"fp32", "fp16"}
     assert not list(out.glob("*int8*"))
     assert left.manifest.gate["int8"].verdict == "not recommended"  # 210 faces are too few to show that it is as right
-    assert left.build_command().endswith("--fp16 --int8")
+    assert left.build_command().endswith("--fp16 --int8 --calib-size 14")
     assert "not recommended" not in call("verify", out, "--limit", 14, "--rounds", 1)[1]
     code, said, _ = call("build", run_dir, "-o", out, *options, "--keep-rejected")
     assert (code, "--keep-rejected would" in said) == (0, False)
     code, said, _ = call("verify", out, "--limit", 14, "--rounds", 1)
     assert "INT8 is not recommended where this was built: " in said
     assert "times as fast as" in (out / "reports" / "parity.md").read_text()
+
+
+def test_where_a_face_takes_seconds_faces_are_timed_one_by_one(judged, monkeypatch):
+    called = []
+    monkeypatch.setattr(gate, "_SLOW", 0.003)
+    monkeypatch.setattr(gate, "_SECONDS", 0.01)
+    plain = Scripted._run
+    monkeypatch.setattr(Scripted, "_run", lambda engine, faces: (called.append(len(faces)), plain(engine, faces))[1])
+    found = judged(32, fp32=(0.006, 0), int8=(0.002, 0))["int8"]
+    assert set(called) == {1}
+    assert found.times_as_fast.low > 1.2
