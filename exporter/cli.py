@@ -13,6 +13,7 @@ from emoexport.cli_data import data_commands
 from emoexport.cli_inspect import inspect
 from emoexport.cli_options import (
     BundleDir,
+    Cache,
     LabelledFaces,
     Limit,
     OtherLabelOrder,
@@ -26,6 +27,7 @@ from emoexport.cli_options import (
     print_table,
 )
 from emoexport.cli_training import combine, evaluate, train
+from emoexport.cli_tune import tune
 from emoexport.engines import BACKENDS
 from emoexport.errors import EmoexportError
 from emoexport.precision import PRECISIONS
@@ -105,6 +107,7 @@ app.command(context_settings={"token_normalize_func": lambda word: word.replace(
 app.command()(combine)
 app.command()(cube)
 app.command()(inspect)
+app.command()(tune)
 app.add_typer(data_commands, name="data")
 
 
@@ -149,6 +152,10 @@ def build(
         bool,
         typer.Option("--keep-rejected", help="Keep 8-bit graphs that are not faster here, or not as often right."),
     ] = False,
+    gate_faces: Annotated[int, typer.Option(min=1, help="Validation faces, at most, to judge that on.")] = 1000,
+    tuning: Annotated[
+        Path | None, typer.Option(help="A tuning.json that says which blocks stay in FP32; emoexport tune makes it.")
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="The largest number of faces in a call.")] = 256,
     layout: Annotated[
         str,
@@ -187,6 +194,8 @@ def build(
         max_batch=max_batch,
         layout=layout,
         keep_rejected=keep_rejected,
+        gate_faces=gate_faces,
+        tuning=tuning,
         compiled=compiled,
         console=console,
     )
@@ -216,6 +225,7 @@ def verify(
     batch: Annotated[int, typer.Option(min=1, help="Faces in a call.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Counted calls for the times.")] = 10,
     threads: Threads = None,
+    cache: Cache = None,
     label_order: OtherLabelOrder = None,
     skip_bad: SkipBad = False,
 ) -> None:
@@ -239,6 +249,7 @@ def verify(
         batch=batch,
         rounds=rounds,
         threads=threads,
+        cache=cache,
         label_order=label_order,
         skip_bad=skip_bad,
         console=console,
@@ -271,6 +282,7 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(help="Faces in a call, repeatable; 1 and 16 if none.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each engine at each batch size.")] = 20,
     threads: Threads = None,
+    cache: Cache = None,
 ) -> None:
     """Time every engine against the PyTorch reference, all in turn; the last line printed is JSON.
 
@@ -289,6 +301,7 @@ def bench(
         batches=batch or (1, 16),
         rounds=rounds,
         threads=threads,
+        cache=cache,
         console=console,
     )
     path = opened.path

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry, GateEntry, Manifest
 from emoexport.calib.record import Calibration
+from emoexport.calib.tuning import Tuning
 from emoexport.calibration import (
     CALIBRATION_FILE,
     CalibrationFaces,
@@ -21,19 +22,18 @@ from emoexport.calibration import (
     faces_to_calibrate_on,
     read_calibration,
 )
-from emoexport.compiled import compile_fold, require_compiler, require_this_machine
+from emoexport.compiled import compile_fold, require_compiler
 from emoexport.config import timestamp
 from emoexport.decision import Decision
-from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
+from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of
-from emoexport.engines.torch_engine import TorchEngine
 from emoexport.entries import graph_entry, member_entries, view_entry
-from emoexport.errors import BadBundle, BadCheckpoint, BadData, MissingRuntime
+from emoexport.errors import BadBundle, BadCheckpoint, BadData, UsageError
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.fold import Fold
-from emoexport.gate import judge_graphs
+from emoexport.gate import GATE_FACES, judge_graphs
 from emoexport.half import Kept
 from emoexport.layout import export_in_layout
 from emoexport.parity import ParityReport, compare
@@ -41,24 +41,17 @@ from emoexport.passes import Choice, pass_weights
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
 from emoexport.quantize import feeds_of
-from emoexport.reference import Reference
 from emoexport.rewrites import prepare_members
-from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
+from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
+from emoexport.sessions import open_engines, open_judge, open_reference
 from emoexport.tables import parity_markdown, speed_markdown
 from emoexport.throughput import SpeedReport, measure
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.dataset import Faces
-from emoexport.train.ensemble import training_faces
+from emoexport.tuning import TUNING_FILE, nodes_left, read_tuning
 from emoexport.views import coinciding, views_named
 
-__all__ = [
-    "bench",
-    "build",
-    "open_engines",
-    "open_judge",
-    "open_reference",
-    "verify",
-]
+__all__ = ["bench", "build", "verify"]
 
 
 def build(
@@ -71,6 +64,8 @@ def build(
     max_batch: int = 256,
     layout: str = "branches",
     keep_rejected: bool = False,
+    gate_faces: int = GATE_FACES,
+    tuning: Path | None = None,
     compiled: bool = False,
     console: Console,
 ) -> Bundle:
@@ -84,6 +79,8 @@ def build(
         calibration: what FP16 and 8-bit graphs are calibrated on, and how.
         max_batch: the largest number of faces in a call.
         keep_rejected: keep graphs of 8 bits that are not recommended on this machine.
+        gate_faces: how many validation faces at most to judge that on.
+        tuning: a `tuning.json` that says which blocks of the members stay in FP32 in a graph of 8 bits.
         layout: how the members stand in the graph, as `layout.export_in_layout` takes it.
         compiled: also compile the fold for this machine, as `compiled.compile_fold` does.
         console: where progress is shown.
@@ -96,6 +93,7 @@ def build(
     """
     rows = precisions_named(list(precisions))
     _check_wishes(calibration, compiled=compiled)
+    tuned = None if tuning is None else _tuning_for(rows, tuning)
     record = read_run(run)
     entries, members = load_members(run)
     whole = choice.among(len(entries), record.config.views)
@@ -136,10 +134,21 @@ def build(
             if row.converter:
                 console.print(f"converting to {row.title} ...", highlight=False)
                 convert = pkgutil.resolve_name(row.converter)
-                kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found)
+                left = nodes_left(tuned, fp32) if tuned is not None and tuned.setting.precision == row.name else ()
+                kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found, left)
+        if tuned is not None:
+            write_text(directory / TUNING_FILE, tuned.to_json())
+            if tuned.setting.calibration_sha256 != sha256_of(directory / CALIBRATION_FILE):
+                console.print(
+                    "The tuning was made with another calibration: what it says of costs is not of this graph.",
+                    style="yellow",
+                    soft_wrap=True,
+                )
         graph_files = {row.name: directory / f"model.{row.name}.onnx" for row in rows}
         validation = None if faces is None else faces.validation
-        gate = _judge(run, record, graph_files, calibration, validation, max_batch=max_batch, console=console)
+        gate = _judge(
+            run, record, graph_files, calibration, validation, max_batch=max_batch, count=gate_faces, console=console
+        )
         for name, judged in gate.items():
             if judged.verdict == "not recommended" and not keep_rejected:
                 for file in directory.glob(f"{graph_files.pop(name).name}*"):
@@ -164,6 +173,7 @@ def build(
             engines=packages,
             gate=gate,
             calibration=None if found is None else calibration_entry(found),
+            tuning=None if tuned is None else TUNING_FILE,
             data=record.data.model_dump(mode="json"),
             versions=versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
             files={
@@ -181,6 +191,17 @@ def _check_wishes(calibration: Wish, *, compiled: bool) -> None:
     calibration.check()
     if compiled:
         require_compiler()
+
+
+def _tuning_for(rows: Sequence[Precision], file: Path) -> Tuning:
+    """What was chosen for one of the precisions that are built."""
+    tuned = read_tuning(file)
+    if tuned.setting.precision not in {row.name for row in rows}:
+        raise UsageError(
+            f"{file} is a tuning of {tuned.setting.precision}, which is not asked for.",
+            hint=f"emoexport build --{tuned.setting.precision} --tuning {file}",
+        )
+    return tuned
 
 
 def _calibrated(
@@ -211,6 +232,7 @@ def _judge(
     validation: Faces | None,
     *,
     max_batch: int,
+    count: int,
     console: Console,
 ) -> dict[str, GateEntry]:
     """Hold the graphs of 8 bits against the others, on the faces that the run was validated on."""
@@ -219,11 +241,11 @@ def _judge(
         return {}
     if validation is None:  # calibration needed no faces, so the build goes on where there are none
         try:
-            validation = training_faces(data_of_run(run, record, wish.data), record.config).validation
+            validation = validation_faces(run, record, wish.data)
         except BadData as err:
             reason = f"there are no faces to judge on: {err}"
             return dict.fromkeys(small, GateEntry(verdict="not judged", reason=reason))
-    return judge_graphs(graphs, validation, max_batch=max_batch, console=console)
+    return judge_graphs(graphs, validation, max_batch=max_batch, count=count, console=console)
 
 
 def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: MemberRecord) -> None:
@@ -237,117 +259,6 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             raise BadCheckpoint(
                 f"{run}: {name} {found}; its members have {needed}.", hint="restore the run's files, or train again"
             )
-
-
-def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, Path, RunRecord]:
-    """Rebuild the PyTorch reference of a bundle from the run it was built from.
-
-    Args:
-        bundle: the bundle.
-        run: where the run is now, if it was moved.
-
-    Raises:
-        BadCheckpoint: if the run is not there, or a member that was folded is not in it.
-    """
-    where = run or bundle.run()
-    if not where.is_dir():
-        raise BadCheckpoint(
-            f"the training run of {bundle.path} is not at {where}; the reference is rebuilt from it.",
-            hint="--run names its directory",
-        )
-    record = read_run(where)
-    manifest = bundle.manifest
-    found = {entry.sha256: member for entry, member in zip(*load_members(where), strict=True)}
-    if any(member.sha256 not in found for member in manifest.members):
-        raise BadCheckpoint(
-            f"the members in {where} are not those that {bundle.path} was built from.",
-            hint=f"emoexport build {where} -o {bundle.path}",
-        )
-    reference = Reference(
-        members=[found[member.sha256] for member in manifest.members],
-        views=views_named([view.name for view in manifest.views]),
-        decision=manifest.decision,
-        weights=manifest.weights,
-    )
-    return reference, where, record
-
-
-def open_judge(bundle: Bundle, reference: Reference, threads: int | None = None) -> TorchEngine:
-    """The reference as an engine that takes what those of the bundle take."""
-    manifest = bundle.manifest
-    return TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
-
-
-def open_engines(
-    bundle: Bundle,
-    *,
-    engines: list[str] | None = None,
-    precisions: list[str] | None = None,
-    threads: int | None = None,
-) -> list[Engine]:
-    """Open every graph of a bundle with every runtime, and what was compiled for this machine.
-
-    Args:
-        bundle: the bundle.
-        engines: names of backends; None for all that are installed.
-        precisions: None for all of the bundle.
-        threads: how many each runtime may use.
-
-    Raises:
-        MissingRuntime: if no runtime is installed.
-        BadBundle: if the bundle has nothing of a precision or for an engine asked for.
-        WrongMachine: if an engine was compiled for another machine.
-    """
-    files = {
-        (backend.name, precision): file
-        for precision in _precisions_of(bundle, precisions)
-        for backend in backends_named(engines)
-        if (file := _file_for(bundle, backend, precision))
-    }
-    if not files and not engines:
-        raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
-    for name in engines or ():
-        if name not in {backend for backend, _ in files}:
-            backend = BACKENDS[name]
-            asked = f"{' or '.join(precisions)} " if precisions else ""
-            raise BadBundle(
-                f"{bundle.path} has no {asked}{'package' if backend.compiled else 'graph'} for {name}, which takes "
-                f"{', '.join(backend.precisions)}.",
-                hint=bundle.build_command() + " --compile" * (backend.compiled and not bundle.manifest.engines),
-            )
-    return [
-        open_engine(
-            BACKENDS[backend],
-            file,
-            precision=precision,
-            face_shape=bundle.manifest.face_shape,
-            max_batch=bundle.manifest.max_batch,
-            threads=threads,
-        )
-        for (backend, precision), file in files.items()
-    ]
-
-
-def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
-    """Those asked for, or all that the bundle has, in the order of the table."""
-    manifest = bundle.manifest
-    found = {*manifest.graphs, *(entry.precision for entry in manifest.engines.values())}
-    for name in asked or ():
-        if name not in found:
-            bundle.graph(name)  # raises
-    return asked or [name for name in PRECISIONS if name in found]
-
-
-def _file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
-    """What a backend opens at a precision; None if it takes no such graph or the bundle has none for it."""
-    manifest = bundle.manifest
-    if not backend.compiled:
-        return bundle.graph(precision) if backend.takes(precision) and precision in manifest.graphs else None
-    entry = manifest.engines.get(f"{backend.name}-{precision}")
-    if entry is None:
-        return None
-    require_this_machine(bundle, entry)
-    return bundle.path / entry.file
 
 
 def _graphs_of(opened: Sequence[Engine]) -> set[str]:
@@ -367,6 +278,7 @@ def verify(
     batch: int = 16,
     rounds: int = 10,
     threads: int | None = None,
+    cache: Path | None = None,
     label_order: str | None = None,
     skip_bad: bool = False,
     console: Console,
@@ -384,13 +296,14 @@ def verify(
         batch: faces in a call.
         rounds: counted calls for the times.
         threads: how many each runtime may use.
+        cache: where runtimes that can keep what they compile.
         label_order: what numbered labels mean; None for what they meant to the run.
         skip_bad: leave out faces that cannot be read.
         console: where progress is shown.
     """
     batch = min(batch, bundle.manifest.max_batch)
     reference, where, record = open_reference(bundle, run)
-    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
+    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads, cache=cache)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, row_sets = drawn_faces(dataset, split, limit)
@@ -450,6 +363,7 @@ def bench(
     batches: Sequence[int] = (1, 16),
     rounds: int = 20,
     threads: int | None = None,
+    cache: Path | None = None,
     console: Console,
 ) -> SpeedReport:
     """Time every engine against the reference, and write `reports/bench.json` and `.md`.
@@ -462,6 +376,7 @@ def bench(
         batches: numbers of faces in a call.
         rounds: counted calls of each engine at each batch size.
         threads: how many each runtime may use.
+        cache: where runtimes that can keep what they compile.
         console: where progress is shown.
 
     Raises:
@@ -475,7 +390,7 @@ def bench(
         )
     reference, _, _ = open_reference(bundle, run)
     judge = open_judge(bundle, reference, threads)
-    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads)
+    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads, cache=cache)
     with progress_bar(console, "timing, all in turn", len(batches) * (rounds + 2)) as advance:
         results = measure(
             opened,

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from emoexport.evaluation import BINS, EvaluationReport, Figures, RowsResult
 from emoexport.statistics import Estimate
 
-__all__ = ["evaluation_plots"]
+__all__ = ["BLUE", "GREY", "VERMILION", "evaluation_plots", "plain_axes", "png"]
 
-_COLOURS = {"all": "#0072B2", "clean": "#D55E00"}
-_GREY = "#666666"
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
+_COLOURS = {"all": BLUE, "clean": VERMILION}
 
 
 def evaluation_plots(report: EvaluationReport) -> dict[str, bytes]:
@@ -32,10 +32,11 @@ def evaluation_plots(report: EvaluationReport) -> dict[str, bytes]:
     }
     if len(report.results[0].steps) > 1:
         plots["gains.png"] = _gains_plot(report)
-    return {name: _png(figure) for name, figure in plots.items()}
+    return {name: png(figure) for name, figure in plots.items()}
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
@@ -49,7 +50,8 @@ def _rows_and_n(result: RowsResult) -> str:
     return f"{result.rows} rows, n = {result.figures.faces:,}"
 
 
-def _plain_axes(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Leave the frame open above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
 
@@ -90,7 +92,7 @@ def _recall_plot(report: EvaluationReport) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_xlabel("recall % with 95 % interval", fontsize=11)
     axes.grid(axis="x", color="#dddddd")
-    _plain_axes(axes)
+    plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)
     _titled(figure, "Recall of each emotion (faces in brackets)", report)
     return figure
@@ -133,7 +135,7 @@ def _draw_reliability(above: Axes, below: Axes, figures: Figures, colour: str) -
     bins = figures.calibration
     confidence = np.array([entry.confidence for entry in bins])
     value, low, high = np.array([(b.accuracy.value, b.accuracy.low, b.accuracy.high) for b in bins]).T
-    above.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--", label="calibrated")
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
     above.errorbar(
         confidence, value, yerr=[value - low, high - value], fmt="o", color=colour, capsize=3, label="found, 95 %"
     )
@@ -155,14 +157,14 @@ def _draw_reliability(above: Axes, below: Axes, figures: Figures, colour: str) -
     below.set_xlabel("confidence", fontsize=11)
     below.set_ylabel("faces", fontsize=11)
     for axes in (above, below):
-        _plain_axes(axes)
+        plain_axes(axes)
 
 
 def _gains_plot(report: EvaluationReport) -> Figure:
     names = [step.name for step in report.results[0].steps if step.gain]
     figure = Figure(figsize=(9, 2.2 + 0.75 * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(0, color=_GREY, linewidth=1)
+    axes.axvline(0, color=GREY, linewidth=1)
     for result, shift in zip(report.results, _shifts(len(report.results)), strict=True):
         gains = [step.gain for step in result.steps if step.gain]
         _intervals(axes, [row + shift for row in range(len(gains))], [gain.points for gain in gains], result, scale=1)
@@ -180,7 +182,7 @@ def _gains_plot(report: EvaluationReport) -> Figure:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("points of accuracy against the step before, with 95 % interval", fontsize=11)
     axes.grid(axis="x", color="#dddddd")
-    _plain_axes(axes)
+    plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=11)
     _titled(figure, "Gain of each step", report)
     return figure

@@ -30,8 +30,8 @@ _OUTPUTS: Mapping[str, int] = {"Conv": 0, "Gemm": 1, "MatMul": -1}
 _SMALL = 16
 """Layers with fewer input or output channels stay as they are: nothing to gain, much to lose."""
 
-_SMALLEST_STEP = 2.0**-17
-"""What one step is worth at least: below it FP16 has less than 7 bits to tell scales apart."""
+_SMALLEST_STEP: Mapping[ir.DataType, float] = {ir.DataType.FLOAT16: 2.0**-17, ir.DataType.FLOAT: 2.0**-60}
+"""By type of the scales, what one step is worth at least: below it FP16 has less than 7 bits to tell scales apart."""
 
 
 def to_int8(source: Path, target: Path, calibration: Calibration | None, skip: Collection[str] = ()) -> Kept:
@@ -41,7 +41,7 @@ def to_int8(source: Path, target: Path, calibration: Calibration | None, skip: C
         source: the FP32 graph.
         target: the file to write.
         calibration: with the ranges of the activations that feed these layers.
-        skip: names of layers to leave as they are.
+        skip: names of nodes to leave as they are.
 
     Returns:
         Why layers of the members stay as they are, and their names.
@@ -74,13 +74,15 @@ def _write(
     if calibration is None:
         raise BadInput("8-bit layers are made without calibration; needed are the ranges of what feeds them.")
     reasons = stays_fp32(model.graph, between, calibration)
+    left = set(skip)
     skipped = {**dict.fromkeys(skip, "left out"), **{str(node.name): why for node, why in reasons.items()}}
     layers = layers_of(model.graph)
     wide = set(layers)
     few = {node: "depthwise or few channels" for node in model.graph if _is_layer(node) and node not in wide}
     _quantize(model.graph, [node for node in layers if node.name not in skipped], calibration, dtype, between)
     if between != ir.DataType.FLOAT:
-        retype(model, {node for node in model.graph if in_member(node.name)} - set(reasons), between)
+        low = {node for node in model.graph if in_member(node.name) and node.name not in left}
+        retype(model, low - set(reasons), between)
     save_graph(model, target)
     onnx.checker.check_model(str(target), full_check=True)
     return by_reason(reasons | few | {node: skipped[str(node.name)] for node in layers if node.name in skipped})
@@ -210,7 +212,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -> Non
 
 def _scales(limits: NDArray[np.floating], dtype: ir.DataType, stored: ir.DataType) -> NDArray[np.float32]:
     """What one step is worth where the largest number of a type stands for a limit; exact in the type of the scales."""
-    steps: NDArray[np.float32] = np.maximum(limits / _largest(dtype), _SMALLEST_STEP).astype(stored.numpy())
+    steps: NDArray[np.float32] = np.maximum(limits / _largest(dtype), _SMALLEST_STEP[stored]).astype(stored.numpy())
     return steps.astype(np.float32)
 
 

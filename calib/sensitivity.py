@@ -1,0 +1,78 @@
+"""The blocks of a graph's members, and what it costs to compute one of them less precisely."""
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import rel_entr
+
+from emoexport.config import Record
+
+__all__ = ["Cost", "block_of", "cost_of"]
+
+_BLOCK = re.compile(r"members\.[^./]+\.(?P<modules>[^/]+)/")
+"""A node of a member is named for the modules it is in: `members.0.backbone.layer1.0.conv2/conv2d_4`."""
+
+_FIRST_NUMBERS = re.compile(r"^.*?\.\d+(?:\.\d+)*(?=\.|$)")
+
+
+def block_of(node: str) -> str:
+    """The block that a node belongs to, the same for the nodes of all members at the same place.
+
+    That is the modules it is in as far as the first number or numbers: `backbone.layer1.0`, `backbone.blocks.2.1`; all
+    of them where there is no number, and nothing for a node in no module of a member.
+
+    Args:
+        node: its name in the graph.
+    """
+    found = _BLOCK.match(node)
+    if found is None:
+        return ""
+    modules = found["modules"]
+    numbered = _FIRST_NUMBERS.match(modules)
+    return numbered.group() if numbered else modules
+
+
+class Cost(Record):
+    """What faces are decided otherwise, and how far their votes have moved."""
+
+    changed: int
+    """Faces with another label."""
+    mended: int
+    """Faces that are right only now."""
+    broken: int
+    """Faces that were right only before."""
+    kl: float
+    """Kullback-Leibler divergence from the votes before to those now, in nats, mean over the faces."""
+
+
+def cost_of(
+    before: NDArray[np.float32],
+    now: NDArray[np.float32],
+    labels_before: NDArray[np.int64],
+    labels_now: NDArray[np.int64],
+    truth: NDArray[np.int64],
+) -> Cost:
+    """Compare what two graphs say of the same faces.
+
+    Args:
+        before: probabilities `(N, L)` of the one that is right by definition.
+        now: of the other.
+        labels_before: `(N,)`, decided from `before`.
+        labels_now: `(N,)`, decided from `now`.
+        truth: `(N,)`, what the faces show.
+    """
+    right_before, right_now = labels_before == truth, labels_now == truth
+    return Cost(
+        changed=int((labels_before != labels_now).sum()),
+        mended=int((right_now & ~right_before).sum()),
+        broken=int((right_before & ~right_now).sum()),
+        kl=float(rel_entr(_normalised(before), _normalised(now)).sum(axis=1).mean()),
+    )
+
+
+def _normalised(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """With a sum that is 1 beyond FP32, or small divergences come out below 0; none is 0."""
+    values = np.maximum(probabilities.astype(np.float64), 1e-12)
+    shares: NDArray[np.float64] = values / values.sum(axis=1, keepdims=True)
+    return shares
