@@ -1,5 +1,6 @@
 """What the tensors of a graph hold while its members look at faces: extremes, histograms, what a limit cuts off."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ _Tap = Callable[[ir.Value], list[ir.Node]]
 _FACES = 4
 """Faces whose views are made at a time."""
 
-_ROOM = 1_000_000_000
-"""Bytes that what is seen at a time may take."""
+_ROOM = 3_000_000_000
+"""Bytes that all tensors of all members may take at a time: runtimes may keep what is seen until the end."""
 
 _KEEP_VALUES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that move numbers about: what goes in tells all of what comes out."""
@@ -37,7 +38,7 @@ class Observer:
 
     Args:
         graph: the FP32 graph of a fold. While something runs, a file stands beside it: weights are read by place.
-        pictures: how many at a time, at most.
+        pictures: how many at a time, at most; fewer where their tensors would take too much memory.
         threads: how many the runtime may use; None leaves it to the runtime.
 
     Raises:
@@ -45,7 +46,7 @@ class Observer:
     """
 
     def __init__(self, graph: Path, *, pictures: int = 64, threads: int | None = None) -> None:
-        self._path, self._pictures, self._threads = graph, pictures, threads
+        self._path, self._threads = graph, threads
         whole = ir.load(graph).graph
         nodes, self._faces = list(whole), str(whole.inputs[0].name)
         refuse_quantised(nodes, name=graph.name)
@@ -64,12 +65,16 @@ class Observer:
             )
         self._entrance = entering.pop()
         self._source = {self._entrance: self._entrance}
+        bytes_a_picture = 0
         for node in members:
             for value in node.outputs:
                 if _is_float(value):
+                    bytes_a_picture += _bytes_a_picture(value)
                     moved = node.inputs[0] if node.op_type in _KEEP_VALUES else None
                     name = str(value.name)
                     self._source[name] = name if moved is None else self._source.get(str(moved.name), name)
+
+        self._pictures = int(np.clip(_ROOM // max(bytes_a_picture, 1), 1, pictures))
 
     @property
     def tensors(self) -> list[str]:
@@ -171,14 +176,11 @@ class Observer:
             seen.name, seen.type = f"tap.{number}", ir.TensorType(ir.DataType.FLOAT)
             members.outputs.append(seen)
         tapped = self._open(members, model.ir_version)
-        at_once = 1
         for start in range(0, len(faces), _FACES):
             shown = views.run(None, {self._faces: faces[start : start + _FACES]})[0]
-            while len(shown):
-                some, shown = shown[:at_once], shown[at_once:]
-                found = tapped.run(None, {self._entrance: some})
-                yield found, len(some)
-                at_once = int(np.clip(_ROOM * len(some) // sum(seen.nbytes for seen in found), 1, self._pictures))
+            for first in range(0, len(shown), self._pictures):
+                some = shown[first : first + self._pictures]
+                yield tapped.run(None, {self._entrance: some}), len(some)
             progress(len(faces[start : start + _FACES]))
 
     def _open(self, graph: ir.Graph, ir_version: int) -> ort.InferenceSession:
@@ -199,6 +201,11 @@ def refuse_quantised(nodes: Iterable[ir.Node], *, name: str = "the graph") -> No
     """
     if any(node.op_type == "DequantizeLinear" for node in nodes):
         raise BadInput(f"{name} is quantised already; needed is an FP32 graph.", hint="emoexport build")
+
+
+def _bytes_a_picture(value: ir.Value) -> int:
+    """Of a tensor in FP32, whose dimensions but that of the pictures are numbers."""
+    return 4 * math.prod(size for size in value.shape or () if isinstance(size, int))
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -80,7 +80,10 @@ def save_graph(model: ir.Model, path: Path) -> None:
     """Write a graph; weights too large for one file go to `<path>.data`."""
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if size > INLINE_LIMIT else None)
+    if size > INLINE_LIMIT:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:  # weights that were read from beside another graph would still be looked for there
+        ir.save(ir.external_data.load_to_model(model), path)
 
 
 def _name_by_scope(model: ir.Model) -> None:

@@ -139,6 +139,7 @@ def _quantize(
     """Give each layer the rounded form of its input and of its weight; all other readers keep the exact ones."""
     ranges = calibration.ranges_of(str(_input(node).name) for node in layers)
     rounded: dict[ir.Value, ir.Value] = {}
+    weights: dict[ir.Value, ir.Value] = {}
     for node in layers:
         value = _input(node)
         if value not in rounded:
@@ -146,7 +147,7 @@ def _quantize(
             scale = _scales(np.array(limit), dtype, scales)
             rounded[value] = _pair(graph, value, scale, dtype)
         node.replace_input_with(0, rounded[value])
-        _quantize_weight(graph, node, dtype, scales)
+        _quantize_weight(graph, node, dtype, scales, weights)
 
 
 def _pair(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], dtype: ir.DataType) -> ir.Value:
@@ -168,8 +169,10 @@ def _pair(graph: ir.Graph, value: ir.Value, scale: NDArray[np.float32], dtype: i
     return up.outputs[0]
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, dtype: ir.DataType, scales: ir.DataType) -> None:
-    """Store a weight as 8-bit numbers with a scale for each output channel.
+def _quantize_weight(
+    graph: ir.Graph, node: ir.Node, dtype: ir.DataType, scales: ir.DataType, known: dict[ir.Value, ir.Value]
+) -> None:
+    """Store a weight as 8-bit numbers with a scale for each output channel, once for all layers that share it.
 
     DequantizeLinear takes scales along one axis only, and ONNX Runtime none of its own in a batched product. So of a
     stacked weight `(K, in, out)` each output of each member is brought to the whole range of the type beforehand, the
@@ -182,18 +185,23 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, dtype: ir.DataType, scales:
     stacked = values.ndim == 3 and node.op_type == "MatMul"
     others = (1,) if stacked else tuple(index for index in range(values.ndim) if index != axis)
     scale = _scales(np.abs(values).max(axis=others, keepdims=True), dtype, scales)
-    stored = _constant(graph, f"{weight.name}.{dtype.name.lower()}", _as(values / scale, dtype), dtype)
-    own = np.ones(()) if stacked else scale.reshape(-1)
-    attributes = {} if stacked else {"axis": axis}
     if stacked:
         _multiply(graph, node, scale)
-    zeros = np.zeros(own.shape, dtype.numpy())
-    parameters = [_constant(graph, f"{weight.name}.scale", own), _constant(graph, f"{weight.name}.zero", zeros, dtype)]
-    up = ir.node("DequantizeLinear", [stored, *parameters], attributes, name=f"{node.name}/weight")
-    output = up.outputs[0]
-    output.name, output.type, output.shape = f"{weight.name}.rounded", ir.TensorType(ir.DataType.FLOAT), weight.shape
-    graph.insert_before(node, up)
-    node.replace_input_with(1, output)
+    if weight not in known:
+        stored = _constant(graph, f"{weight.name}.{dtype.name.lower()}", _as(values / scale, dtype), dtype)
+        own = np.ones(()) if stacked else scale.reshape(-1)
+        zeros = _constant(graph, f"{weight.name}.zero", np.zeros(own.shape, dtype.numpy()), dtype)
+        parameters = [_constant(graph, f"{weight.name}.scale", own), zeros]
+        up = ir.node("DequantizeLinear", [stored, *parameters], {} if stacked else {"axis": axis})
+        up.name, output = f"{node.name}/weight", up.outputs[0]
+        output.name, output.type, output.shape = (
+            f"{weight.name}.rounded",
+            ir.TensorType(ir.DataType.FLOAT),
+            weight.shape,
+        )
+        graph.insert_before(node, up)
+        known[weight] = output
+    node.replace_input_with(1, known[weight])
     if not weight.uses():
         graph.initializers.pop(str(weight.name))
 

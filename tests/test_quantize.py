@@ -1,12 +1,24 @@
+import shutil
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 
+from emoexport import onnx_graph
+from emoexport.decision import Decision
+from emoexport.engines import BACKENDS, open_engine
 from emoexport.errors import BadInput
+from emoexport.fold import LAYOUTS, Fold
 from emoexport.half import to_bf16, to_fp16
+from emoexport.onnx_graph import export_fold
 from emoexport.quantize import feeds_of, layers_of, to_fp8, to_int8, to_int8_fp16
+from emoexport.rewrites import prepare_members
+from emoexport.train.checkpoint import read_run
+from emoexport.train.emotenet import ConvNeXtEmoteNet
+from emoexport.views import views_named
 
 HALF, FLOAT, BFLOAT16 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
 REDUCED = {"fp16": HALF, "bf16": BFLOAT16, "int8-fp16": HALF, "fp8": HALF}
@@ -201,3 +213,42 @@ def test_bf16_needs_no_calibration(bundle, tmp_path):
     kept = to_bf16(bundle.graph("fp32"), tmp_path / "x.onnx", None)
     assert kept == bundle.manifest.graphs["bf16"].kept
     assert (tmp_path / "x.onnx").read_bytes() == bundle.graph("bf16").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [1000, 10**9], ids=["beside it", "in it"])
+def test_a_graph_made_of_one_with_weights_beside_it_needs_none_of_that(
+    limit, bundle, tmp_path, faces, calibrated, monkeypatch
+):
+    monkeypatch.setattr(onnx_graph, "INLINE_LIMIT", 1000)
+    source, target = tmp_path / "a/model.onnx", tmp_path / "b/model.int8.onnx"
+    for path in (source, target):
+        path.parent.mkdir()
+    onnx_graph.save_graph(ir.load(bundle.graph("fp32")), source)
+    assert (tmp_path / "a/model.onnx.data").is_file()
+    monkeypatch.setattr(onnx_graph, "INLINE_LIMIT", limit)
+    to_int8(source, target, calibrated(source, faces[0][:40]))
+    shutil.rmtree(source.parent)
+    assert {file.name for file in target.parent.iterdir()} - {"model.int8.onnx.data"} == {"model.int8.onnx"}
+    assert (tmp_path / "b/model.int8.onnx.data").is_file() == (limit == 1000)
+    settings = {"precision": "int8", "face_shape": (32, 32, 1), "max_batch": 64}
+    assert open_engine(BACKENDS["onnxruntime"], target, **settings).run(faces[0][:4]).label.shape == (4,)
+
+
+@pytest.mark.parametrize("convert", [to_int8, to_int8_fp16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layers_that_share_a_weight_share_its_rounded_form(convert, layout, run_dir, tmp_path, faces, calibrated):
+    """Channel attention sends two pooled vectors through the same layers."""
+    config = read_run(run_dir).config.model.model_copy(update={"pyramid_channels": 256, "attention": ("cbam",)})
+    torch.manual_seed(0)
+    members = [ConvNeXtEmoteNet(config).eval() for _ in range(2)]
+    graphs, _ = prepare_members(members, [config] * 2, (1, 32, 32))
+    source, target = tmp_path / "model.onnx", tmp_path / "model.int8.onnx"
+    fold = Fold(LAYOUTS[layout](graphs), views_named(["identity"]), Decision())
+    export_fold(fold, source, face_shape=(32, 32, 1), max_batch=16)
+    convert(source, target, calibrated(source, faces[0][:40]))
+    graph = ir.load(target).graph
+    shared = [node for node in graph if node.op_type == "DequantizeLinear" and len(node.outputs[0].uses()) > 1]
+    assert any(".rounded" in node.outputs[0].name and "attention" in node.outputs[0].name for node in shared)
+    sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (target, source)]
+    found, wanted = (session.run(["probabilities"], {"faces": faces[0]}) for session in sessions)
+    assert np.abs(found[0] - wanted[0]).max() < 0.05

@@ -10,6 +10,7 @@ import pytest
 from emoexport import cli
 from emoexport.engines import BACKENDS
 from emoexport.precision import PRECISIONS
+from emoexport.rewrites import REWRITES
 from emoexport.views import VIEWS
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,8 @@ def test_the_tree_is_that_of_the_repository():
 def test_the_tables_are_named_in_full():
     for row in (*BACKENDS.values(), *PRECISIONS.values()):
         assert row.title in README
+    for name in REWRITES:
+        assert f"\n| `{name}` |" in README
     for name in VIEWS:
         assert name.removesuffix("-flipped") in README
 
