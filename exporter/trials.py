@@ -129,11 +129,10 @@ class TrialLog:
     def __init__(self, path: Path, setting: Setting, *, force: bool) -> None:
         self.path, self.setting = path, setting
         self.trials: list[Trial] = []
-        lines = [] if force or not path.is_file() else path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if not lines:
+        whole = [] if force else _whole_lines(path)
+        if not whole:
             write_text(path, setting.model_dump_json() + "\n")
             return
-        whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
         self._require_same(Setting.parse(_json(whole[0], path), source=str(path)))
         self.trials = [Trial.parse(_json(line, path), source=str(path)) for line in whole[1:]]
         write_text(path, "".join(whole))
@@ -150,7 +149,7 @@ class TrialLog:
     @staticmethod
     def engine_of(path: Path) -> str | None:
         """The engine that earlier trials were made with; None if there are none."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = _whole_lines(path)
         return Setting.parse(_json(lines[0], path), source=str(path)).engine if lines else None
 
     def find(self, kind: str, precision: str, left: Sequence[str]) -> Trial | None:
@@ -164,6 +163,12 @@ class TrialLog:
             file.write(trial.model_dump_json() + "\n")
         self.trials.append(trial)
         return trial
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, if there is one; the last may have been cut off, and is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _json(line: str, path: Path) -> object:

@@ -28,7 +28,7 @@ def test_a_stacked_bundle_passes_at_every_precision(run_dir, tmp_path, call):
     assert (code, "layout: stacked, asked for" in said) == (0, True)
     manifest = Bundle.open(out).manifest
     assert (manifest.layout.name, manifest.layout.reason) == ("stacked", "asked for")
-    assert Bundle.open(out).build_command().endswith("--layout stacked")
+    assert Bundle.open(out).build_command().endswith("--layout stacked --calib-size 35")
     assert set(manifest.rewrites) == {"idle", "batch-norm", "layer-scale", "normalisation", "layer-norm", "power"}
     code, said, _ = call("verify", out, "--limit", 70, "--rounds", 1)
     assert (code, "verdict: passed" in said) == (0, True)

@@ -177,6 +177,7 @@ def test_trials_go_on_after_a_kill(tuned, bundle, call, tmp_path, monkeypatch):
     assert (code, "there is no trials.jsonl in it" in error) == (2, True)
 
 
+@pytest.mark.slow
 def test_build_leaves_out_what_was_chosen(tuned, bundle, run_dir, tmp_path, quiet, call):
     out, found = tuned
     chosen = found.model_copy(update={"left": found.blocks[:2]}).sealed()
