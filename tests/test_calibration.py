@@ -215,3 +215,15 @@ def test_noise_calibrates_only_when_asked_and_reports_repeat_it(run_dir, tmp_pat
     assert (code, "--calib-random is given together with faces" in error) == (2, True)
     code, _, error = call("build", run_dir, "-o", out, "--int8", "--calib-method", "median")
     assert (code, "'median' is no calibration method; known are min-max, entropy, percentile" in error) == (2, True)
+
+
+def test_pictures_go_through_one_at_a_time_where_all_tensors_of_more_would_not_fit(bundle, monkeypatch):
+    graph = bundle.graph("fp32")
+    shapes = {value.name: value.shape for node in ir.load(graph).graph for value in node.outputs}
+    a_picture = sum(
+        4 * np.prod([d for d in shapes[name] if isinstance(d, int)]) for name in Observer(graph).tensors[1:]
+    )
+    assert Observer(graph)._pictures == 64
+    for room, wanted in ((1, 1), (int(3.5 * a_picture), 3)):
+        monkeypatch.setattr("emoexport.calib.observer._ROOM", room)
+        assert Observer(graph)._pictures == wanted

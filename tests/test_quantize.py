@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from emoexport import onnx_graph
+from emoexport import onnx_graph, quantize
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS, open_engine
 from emoexport.errors import BadInput
@@ -251,3 +251,10 @@ def test_layers_that_share_a_weight_share_its_rounded_form(layout, run_dir, tmp_
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in (target, source)]
     found, wanted = (session.run(["probabilities"], {"faces": faces[0]}) for session in sessions)
     assert np.abs(found[0] - wanted[0]).max() < 0.05
+
+
+@pytest.mark.parametrize(("stored", "smallest"), [(ir.DataType.FLOAT, 1e-9 / 127), (ir.DataType.FLOAT16, 2.0**-17)])
+def test_only_scales_in_fp16_have_a_smallest_step_that_matters(stored, smallest):
+    steps = quantize._scales(np.array([0.0, 1e-9, 1.27]), ir.DataType.INT8, stored)
+    assert steps[1:] == pytest.approx([smallest, 0.01], rel=1e-3)
+    assert steps[0] > 0
