@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr
 
 from emoexport.config import Record
+from emoexport.outcome import Outcome
 
 __all__ = ["Cost", "block_of", "cost_of"]
 
@@ -46,28 +47,21 @@ class Cost(Record):
     """Kullback-Leibler divergence from the votes before to those now, in nats, mean over the faces."""
 
 
-def cost_of(
-    before: NDArray[np.float32],
-    now: NDArray[np.float32],
-    labels_before: NDArray[np.int64],
-    labels_now: NDArray[np.int64],
-    truth: NDArray[np.int64],
-) -> Cost:
+def cost_of(before: Outcome, now: Outcome, truth: NDArray[np.int64]) -> Cost:
     """Compare what two graphs say of the same faces.
 
     Args:
-        before: probabilities `(N, L)` of the one that is right by definition.
+        before: of the one that is right by definition, N faces.
         now: of the other.
-        labels_before: `(N,)`, decided from `before`.
-        labels_now: `(N,)`, decided from `now`.
         truth: `(N,)`, what the faces show.
     """
-    right_before, right_now = labels_before == truth, labels_now == truth
+    right_before, right_now = before.label == truth, now.label == truth
+    divergences = rel_entr(_normalised(before.probabilities), _normalised(now.probabilities)).sum(axis=1)
     return Cost(
-        changed=int((labels_before != labels_now).sum()),
+        changed=int((before.label != now.label).sum()),
         mended=int((right_now & ~right_before).sum()),
         broken=int((right_before & ~right_now).sum()),
-        kl=float(rel_entr(_normalised(before), _normalised(now)).sum(axis=1).mean()),
+        kl=float(divergences.mean()),
     )
 
 

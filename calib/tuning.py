@@ -6,7 +6,10 @@ from emoexport.calib.sensitivity import Cost
 from emoexport.config import Record, SealedRecord
 from emoexport.statistics import Estimate
 
-__all__ = ["Setting", "Trial", "Tuning"]
+__all__ = ["Kind", "Setting", "Trial", "Tuning"]
+
+
+Kind = Literal["alone", "without", "search"]
 
 
 class Setting(Record):
@@ -32,7 +35,7 @@ class Setting(Record):
 class Trial(Record):
     """One graph that was made and measured."""
 
-    kind: Literal["alone", "without", "search"]
+    kind: Kind
     """One block alone in few bits, all but one, or a step of the search."""
     precision: str
     left: tuple[str, ...]

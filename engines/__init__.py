@@ -6,7 +6,7 @@ Nothing here imports a runtime until an engine of it is opened, and nothing but 
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from emoexport.engines.base import Engine
@@ -40,6 +40,15 @@ class Backend:
         return precision in self.precisions and not self.compiled
 
 
+_OPENVINO = Backend(
+    name="openvino",
+    title="OpenVINO",
+    target="emoexport.engines.openvino_engine:OpenVinoEngine",
+    package="openvino",
+    requirement="'emoexport[openvino]'",
+    precisions=("fp32", "fp16", "bf16", "int8"),
+)
+
 BACKENDS: Mapping[str, Backend] = {
     row.name: row
     for row in (
@@ -51,21 +60,12 @@ BACKENDS: Mapping[str, Backend] = {
             requirement="onnxruntime-gpu",
             precisions=("fp32", "fp16", "int8", "int8-fp16"),
         ),
-        Backend(
-            name="openvino",
-            title="OpenVINO",
-            target="emoexport.engines.openvino_engine:OpenVinoEngine",
-            package="openvino",
-            requirement="'emoexport[openvino]'",
-            precisions=("fp32", "fp16", "bf16", "int8"),
-        ),
-        Backend(
+        _OPENVINO,
+        replace(
+            _OPENVINO,
             name="openvino-throughput",
             title="OpenVINO in streams",
             target="emoexport.engines.openvino_engine:OpenVinoThroughputEngine",
-            package="openvino",
-            requirement="'emoexport[openvino]'",
-            precisions=("fp32", "fp16", "bf16", "int8"),
         ),
         Backend(
             name="inductor",

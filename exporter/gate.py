@@ -14,7 +14,7 @@ from emoexport.engines.base import Engine
 from emoexport.engines.timing import Ratio, interleave, ratio_of, rounds_within
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
-from emoexport.statistics import Estimate, paired_interval
+from emoexport.statistics import Estimate, paired_bound, paired_interval
 from emoexport.train.dataset import Faces
 
 __all__ = ["GATE_FACES", "fastest", "judge_graphs"]
@@ -127,7 +127,7 @@ def _compare(candidate: Engine, rival: Engine, faces: Faces, some: NDArray[np.ui
 
 def _verdict(candidate: Engine, rival: str, speed: Ratio, mended: int, broken: int, faces: int) -> GateEntry:
     low, high = (100 * bound for bound in paired_interval(mended, broken, faces))
-    worst = 100 * paired_interval(mended, broken, faces, level=0.9)[0]  # one-sided at 95 %
+    worst = 100 * paired_bound(mended, broken, faces)
     allowed = 100 * PRECISIONS[candidate.precision].tolerance.max_drop
     gain = 100 * (mended - broken) / faces
     is_faster, is_right = speed.low > 1, worst >= -allowed

@@ -129,21 +129,13 @@ def build(
         found = _calibrated(fp32, rows, record, calibration, faces, earlier=out / CALIBRATION_FILE, console=console)
         if found is not None:
             write_text(directory / CALIBRATION_FILE, found.to_json())
+        left = {} if tuned is None or found is None else _keep_tuning(tuned, found, fp32, console)
         kept: dict[str, Kept] = {"fp32": {}}
         for row in rows:
             if row.converter:
                 console.print(f"converting to {row.title} ...", highlight=False)
                 convert = pkgutil.resolve_name(row.converter)
-                left = nodes_left(tuned, fp32) if tuned is not None and tuned.setting.precision == row.name else ()
-                kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found, left)
-        if tuned is not None:
-            write_text(directory / TUNING_FILE, tuned.to_json())
-            if tuned.setting.calibration_sha256 != sha256_of(directory / CALIBRATION_FILE):
-                console.print(
-                    "The tuning was made with another calibration: what it says of costs is not of this graph.",
-                    style="yellow",
-                    soft_wrap=True,
-                )
+                kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found, left.get(row.name, ()))
         graph_files = {row.name: directory / f"model.{row.name}.onnx" for row in rows}
         validation = None if faces is None else faces.validation
         gate = _judge(
@@ -202,6 +194,19 @@ def _tuning_for(rows: Sequence[Precision], file: Path) -> Tuning:
             hint=f"emoexport build --{tuned.setting.precision} --tuning {file}",
         )
     return tuned
+
+
+def _keep_tuning(tuned: Tuning, found: Calibration, fp32: Path, console: Console) -> dict[str, list[str]]:
+    """Write what was chosen beside the FP32 graph and its calibration; by precision, the nodes that stay in FP32."""
+    left = nodes_left(tuned, fp32, found.graph_sha256)
+    write_text(fp32.with_name(TUNING_FILE), tuned.to_json())
+    if tuned.setting.calibration_sha256 != sha256_of(fp32.with_name(CALIBRATION_FILE)):
+        console.print(
+            "The tuning was made with another calibration: what it says of costs is not of this graph.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    return {tuned.setting.precision: left}
 
 
 def _calibrated(

@@ -14,6 +14,7 @@ __all__ = [
     "Share",
     "basic_interval",
     "exact_interval",
+    "paired_bound",
     "paired_interval",
     "percentile_interval",
     "resampled_sums",
@@ -104,6 +105,11 @@ def paired_interval(mended: int, broken: int, total: int, *, level: float = 0.95
     low = -1.0 if broken == total else brentq(excess, -1.0, difference)
     high = 1.0 if mended == total else brentq(excess, difference, 1.0)
     return float(low), float(high)
+
+
+def paired_bound(mended: int, broken: int, total: int) -> float:
+    """Lower bound on what `paired_interval` bounds on both sides, one-sided at 95 %."""
+    return paired_interval(mended, broken, total, level=0.9)[0]
 
 
 def resampled_sums(columns: FloatArray, *, resamples: int = 2000, seed: int = 0) -> NDArray[np.float64]:

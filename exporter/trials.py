@@ -16,7 +16,7 @@ from rich.console import Console
 
 from emoexport.calib.record import Calibration
 from emoexport.calib.sensitivity import Cost, block_of, cost_of
-from emoexport.calib.tuning import Setting, Trial
+from emoexport.calib.tuning import Kind, Setting, Trial
 from emoexport.calibration import CALIBRATION_FILE
 from emoexport.engines import Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
@@ -205,58 +205,49 @@ class Trials:
 
     def alone(self, block: str, precision: str, backend: Backend) -> Trial:
         """What it costs to have one block in a precision, and all else in FP32."""
-        left = tuple(name for name in self.shop.blocks if name != block)
-        known = self.log.find("alone", precision, left)
-        if known is not None:
-            return known
-        with self._opened(backend, precision, left, alone=True) as engine:
-            cost = self._cost(engine, f"{block} alone in {PRECISIONS[precision].title}")
-        return self.log.add(Trial(kind="alone", precision=precision, left=left, cost=cost))
+        left = [name for name in self.shop.blocks if name != block]
+        title = f"{block} alone in {PRECISIONS[precision].title}"
+        return self._trial("alone", left, title, precision=precision, backend=backend)
 
     def without(self, block: str) -> Trial:
         """How fast the graph is with one block in FP32, and all else in few bits."""
-        precision = self.shop.precision
-        known = self.log.find("without", precision, (block,))
-        if known is not None:
-            return known
-        with self._opened(self.backend, precision, (block,)) as engine:
-            speed, milliseconds = self._speed(engine, f"without {block}")
-        return self.log.add(
-            Trial(kind="without", precision=precision, left=(block,), times_as_fast=speed, ms_a_face=milliseconds)
-        )
+        return self._trial("without", [block], f"without {block}")
 
     def together(self, left: Collection[str]) -> Trial:
         """What a step of the search costs, and how fast it is."""
-        precision = self.shop.precision
-        ordered = tuple(block for block in self.shop.blocks if block in set(left))
-        known = self.log.find("search", precision, ordered)
+        blocks = self.shop.blocks
+        title = f"{len(blocks) - len(left)} of {len(blocks)} blocks in {self.shop.precision}"
+        return self._trial("search", [block for block in blocks if block in left], title)
+
+    def _trial(
+        self,
+        kind: Kind,
+        left: Sequence[str],
+        title: str,
+        *,
+        precision: str | None = None,
+        backend: Backend | None = None,
+    ) -> Trial:
+        """Take a trial from the log, or make it: what a graph costs, how fast it is, or both."""
+        precision = precision or self.shop.precision
+        known = self.log.find(kind, precision, left)
         if known is not None:
             return known
-        title = f"{len(self.shop.blocks) - len(ordered)} of {len(self.shop.blocks)} blocks in {precision}"
-        with self._opened(self.backend, precision, ordered) as engine:
-            cost = self._cost(engine, title)
-            speed, milliseconds = self._speed(engine, title)
-        return self.log.add(
-            Trial(
-                kind="search",
-                precision=precision,
-                left=ordered,
-                cost=cost,
-                times_as_fast=speed,
-                ms_a_face=milliseconds,
-            )
-        )
-
-    @contextmanager
-    def _opened(
-        self, backend: Backend, precision: str, left: Sequence[str], *, alone: bool = False
-    ) -> Iterator[Engine]:
+        cost, speed, milliseconds = None, None, None
         with self.shop.folder() as folder:
-            yield self.shop.open(backend, precision, self.shop.convert(folder, precision, left, alone=alone))
+            graph = self.shop.convert(folder, precision, left, alone=kind == "alone")
+            engine = self.shop.open(backend or self.backend, precision, graph)
+            if kind != "without":
+                cost = self._cost(engine, title)
+            if kind != "alone":
+                speed, milliseconds = self._speed(engine, title)
+        trial = Trial(
+            kind=kind, precision=precision, left=tuple(left), cost=cost, times_as_fast=speed, ms_a_face=milliseconds
+        )
+        return self.log.add(trial)
 
     def _cost(self, engine: Engine, title: str) -> Cost:
-        before, now = self._before, self.shop.run(engine, title)
-        return cost_of(before.probabilities, now.probabilities, before.label, now.label, self.shop.faces.labels)
+        return cost_of(self._before, self.shop.run(engine, title), self.shop.faces.labels)
 
     def _speed(self, engine: Engine, title: str) -> tuple[Estimate, float]:
         calls: dict[str, Callable[[], object]] = {

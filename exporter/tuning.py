@@ -20,12 +20,12 @@ from emoexport.calibration import CALIBRATION_FILE
 from emoexport.config import timestamp
 from emoexport.engines import BACKENDS, Backend, backends_named
 from emoexport.errors import BadBundle, BadInput, CheckFailed, MissingRuntime, UsageError
-from emoexport.files import refuse_foreign, sha256_of_graph, write_text
+from emoexport.files import refuse_foreign, write_text
 from emoexport.gate import GATE_FACES, fastest
 from emoexport.precision import PRECISIONS
 from emoexport.run_faces import validation_faces
 from emoexport.sessions import run_of
-from emoexport.statistics import Estimate, paired_interval
+from emoexport.statistics import Estimate, paired_bound
 from emoexport.trials import SCRATCH, TrialLog, Trials, Workshop, nodes_by_block
 
 __all__ = ["TUNING_FILE", "nodes_left", "read_tuning", "tune"]
@@ -147,16 +147,21 @@ def read_tuning(file: Path) -> Tuning:
     return tuning
 
 
-def nodes_left(tuning: Tuning, graph: Path) -> list[str]:
+def nodes_left(tuning: Tuning, graph: Path, sha256: str) -> list[str]:
     """The names of the nodes of a graph that are to stay in FP32.
+
+    Args:
+        tuning: what was chosen.
+        graph: the FP32 graph.
+        sha256: of it, as `files.sha256_of_graph` finds it: the weights may be large, and calibration has read them.
 
     Raises:
         BadInput: if the tuning is of another graph.
     """
-    found, needed = tuning.setting.graph_sha256, sha256_of_graph(graph)
-    if found != needed:
+    found = tuning.setting.graph_sha256
+    if found != sha256:
         raise BadInput(
-            f"the tuning is of another fold: its graph has the SHA-256 {found[:16]}…; needed is {needed[:16]}….",
+            f"the tuning is of another fold: its graph has the SHA-256 {found[:16]}…; needed is {sha256[:16]}….",
             hint="build without --tuning, and tune that bundle",
         )
     return [name for name, block in nodes_by_block(graph).items() if block in tuning.left]
@@ -173,7 +178,7 @@ def _calibration_of(bundle: Bundle, precision: str) -> Calibration:
 
 
 def _require_enough(faces: int, there: int, allowed: float) -> None:
-    best = paired_interval(0, 0, faces, level=0.9)[0]
+    best = paired_bound(0, 0, faces)
     if best < -allowed:
         raise UsageError(
             f"{faces:,} of {there:,} validation faces cannot show that at most {100 * allowed:g} points of accuracy "
@@ -182,7 +187,7 @@ def _require_enough(faces: int, there: int, allowed: float) -> None:
         )
 
 
-def _target(shop: "Workshop", name: str | None) -> Backend:
+def _target(shop: Workshop, name: str | None) -> Backend:
     """The backend that is named, or the fastest here of those that take the precision."""
     if name is not None:
         found = backends_named([name])[0]
@@ -264,4 +269,4 @@ def _speed_of(trial: Trial) -> Estimate:
 def _bound(trials: Trials, trial: Trial) -> float:
     """The lower bound of the accuracy gained, a share of the faces, one-sided at 95 %."""
     assert trial.cost is not None
-    return paired_interval(trial.cost.mended, trial.cost.broken, len(trials.shop.faces), level=0.9)[0]
+    return paired_bound(trial.cost.mended, trial.cost.broken, len(trials.shop.faces))

@@ -10,6 +10,7 @@ from emoexport.bundle import Bundle
 from emoexport.calib.sensitivity import Cost, block_of, cost_of
 from emoexport.calib.tuning import Trial, Tuning
 from emoexport.errors import CheckFailed
+from emoexport.outcome import Outcome
 from emoexport.pipeline import build
 from emoexport.quantize import layers_of, to_int8_fp16
 from emoexport.statistics import Estimate
@@ -44,17 +45,21 @@ def test_members_have_the_same_blocks_and_every_layer_stands_in_one(bundle):
     assert "" not in {block_of(layer.name) for layer in layers}
 
 
+def said(probabilities: np.ndarray) -> Outcome:
+    return Outcome(probabilities, probabilities.argmax(axis=1), probabilities.max(axis=1))
+
+
 def test_what_a_change_costs():
     before = np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]], np.float32)
     now = np.array([[0.7, 0.3], [0.4, 0.6], [0.6, 0.4]], np.float32)
-    found = cost_of(before, now, before.argmax(axis=1), now.argmax(axis=1), np.array([0, 1, 1]))
+    found = cost_of(said(before), said(now), np.array([0, 1, 1]))
     assert (found.changed, found.mended, found.broken) == (2, 1, 1)
     by_hand = (
         0.6 * np.log(0.6 / 0.4) + 0.4 * np.log(0.4 / 0.6) + 0.2 * np.log(0.2 / 0.6) + 0.8 * np.log(0.8 / 0.4)
     ) / 3
     assert found.kl == pytest.approx(by_hand, rel=1e-5)
     rounded = (before * np.float32(1 + 1e-6)).astype(np.float32)
-    assert 0 <= cost_of(before, rounded, *[before.argmax(axis=1)] * 3).kl < 1e-12
+    assert 0 <= cost_of(said(before), said(rounded), before.argmax(axis=1)).kl < 1e-12
 
 
 class Scripted:

@@ -115,7 +115,7 @@ def main(path: str, data: str) -> None:
 
     def judge(name: str, graph: Path) -> None:
         now = decided(graph, "int8")
-        cost = cost_of(before.probabilities, now.probabilities, before.label, now.label, validation.labels)
+        cost = cost_of(before, now, validation.labels)
         results[name] = cost.model_dump()
         print(name, results[name], flush=True)
 
