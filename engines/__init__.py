@@ -8,8 +8,10 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from emoexport.engines.base import Engine
+from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.errors import MissingRuntime, UsageError
 
 __all__ = ["BACKENDS", "Backend", "backends_named", "open_engine"]
@@ -28,12 +30,18 @@ class Backend:
     requirement: str
     """What to install if it is not."""
     precisions: tuple[str, ...]
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What its engines run on."""
     compiled: bool = False
-    """Whether `build --compile` makes its engines, as packages of the bundle; others take the graphs."""
+    """Whether `build --engine` makes its engines, files of the bundle; others take the graphs."""
 
     def is_installed(self) -> bool:
         """Whether the runtime can be imported here."""
         return importlib.util.find_spec(self.package) is not None
+
+    def is_usable(self) -> bool:
+        """Whether its engines run here: the runtime is installed, and there is a device of its kind."""
+        return self.is_installed() and (self.device == "cpu" or bool(find_cuda().devices))
 
     def takes(self, precision: str) -> bool:
         """Whether it opens a graph of this precision."""
@@ -81,14 +89,14 @@ BACKENDS: Mapping[str, Backend] = {
 
 
 def backends_named(names: list[str] | None) -> list[Backend]:
-    """Look up backends by name; without names those whose runtime is installed.
+    """Look up backends by name; without names those that are usable here.
 
     Raises:
         UsageError: if a name is unknown.
-        MissingRuntime: if a runtime asked for by name is not installed.
+        MissingRuntime: if a runtime asked for by name is not installed, or needs a device that is not here.
     """
     if not names:
-        return [row for row in BACKENDS.values() if row.is_installed()]
+        return [row for row in BACKENDS.values() if row.is_usable()]
     for name in names:
         if name not in BACKENDS:
             raise UsageError(f"'{name}' is no engine; known are {', '.join(BACKENDS)}.")
@@ -97,6 +105,8 @@ def backends_named(names: list[str] | None) -> list[Backend]:
                 f"{BACKENDS[name].title} is not installed here.",
                 hint=f"pip install {BACKENDS[name].requirement}",
             )
+        if BACKENDS[name].device == "cuda":
+            require_device()
     return [BACKENDS[name] for name in names]
 
 

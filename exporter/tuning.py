@@ -195,7 +195,7 @@ def _target(shop: Workshop, name: str | None) -> Backend:
             raise UsageError(f"{found.title} takes no {shop.precision} graph; it takes {', '.join(found.precisions)}.")
         return found
     takers = [row for row in BACKENDS.values() if row.takes(shop.precision)]
-    if not any(row.is_installed() for row in takers):
+    if not any(row.is_usable() for row in takers):
         raise MissingRuntime(
             f"no engine here runs {shop.precision} graphs.",
             hint=f"pip install {takers[0].requirement}" if takers else "--precision with another one",
@@ -210,7 +210,7 @@ def _target(shop: Workshop, name: str | None) -> Backend:
 def _try_blocks(trials: Trials) -> None:
     """Make the trials of single blocks."""
     shop = trials.shop
-    rounding = next((row for row in BACKENDS.values() if row.is_installed() and row.takes(_ROUNDED)), None)
+    rounding = next((row for row in BACKENDS.values() if row.is_usable() and row.takes(_ROUNDED)), None)
     for block in shop.blocks:
         trials.alone(block, shop.precision, trials.backend)
         if rounding is not None:

@@ -13,7 +13,7 @@ from emoexport.engines.base import Engine
 
 
 def opened(graph: Path, cache: Path | None, backend: str = "openvino") -> Engine:
-    if not BACKENDS[backend].is_installed():
+    if not BACKENDS[backend].is_usable():
         pytest.skip(f"{backend} is not installed")
     settings = {"precision": "fp32", "face_shape": (32, 32, 1), "max_batch": 64, "cache": cache}
     return open_engine(BACKENDS[backend], graph, **settings)

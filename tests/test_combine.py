@@ -153,7 +153,7 @@ def test_members_of_two_architectures_fold_into_one_graph(combined, tmp_path, da
     faces = data.split("test").images
     wanted = sessions.open_reference(bundle)[0].run(faces)
     opened = sessions.open_engines(bundle)
-    assert len(opened) == sum(row.is_installed() and row.takes("fp32") for row in BACKENDS.values())
+    assert len(opened) == sum(row.is_usable() and row.takes("fp32") for row in BACKENDS.values())
     for engine in opened:
         found = engine.run_all(faces)
         assert np.abs(found.probabilities - wanted.probabilities).max() < 1e-5

@@ -371,7 +371,7 @@ def test_opening_a_cube_loads_no_torch():
 
 @pytest.mark.parametrize("backend", [name for name, row in BACKENDS.items() if row.takes("fp16")])
 def test_any_engine_computes_a_cube_in_calls_that_it_takes(backend, bundle, quiet, tmp_path, monkeypatch):
-    if not BACKENDS[backend].is_installed():
+    if not BACKENDS[backend].is_usable():
         pytest.skip(f"{backend} is not installed")
     honest, asked, answered = Engine.scores, [], []
 

@@ -28,7 +28,7 @@ BATCHES = (1, 2, 7, 16)
 def opened(request) -> tuple[Engine, Path]:
     """An engine, and the file it was opened from."""
     backend, precision = request.param
-    if not backend.is_installed():
+    if not backend.is_usable():
         pytest.skip(f"{backend.title} is not installed")
     bundle = request.getfixturevalue("compiled" if backend.compiled else "bundle")
     entry = bundle.manifest.opened[f"{backend.name}-{precision}" if backend.compiled else precision]

@@ -72,7 +72,7 @@ def warm_graphs(tmp_path_factory, run_dir, rules, faces, calibrated) -> tuple[Re
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_graphs_with_weights_and_a_temperature_decide_like_the_reference(backend, precision, warm_graphs, faces):
-    if not BACKENDS[backend].is_installed():
+    if not BACKENDS[backend].is_usable():
         pytest.skip(f"{backend} is not installed")
     if not BACKENDS[backend].takes(precision):
         pytest.skip(f"{backend} takes no {precision}")

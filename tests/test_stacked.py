@@ -171,7 +171,7 @@ def graphs(networks, rules, tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("count", [1, 7])
 def test_every_layout_decides_like_the_reference(layout, backend, count, graphs, networks, rules, faces):
-    if not BACKENDS[backend].is_installed():
+    if not BACKENDS[backend].is_usable():
         pytest.skip(f"{backend} is not installed")
     wanted = Reference(members=networks, views=SOME, decision=rules).run(faces[0][:count])
     engine = open_engine(BACKENDS[backend], graphs[layout], precision="fp32", face_shape=(32, 32, 1), max_batch=64)

@@ -1,6 +1,6 @@
 """Calibrate the FP32 graph of a full-size bundle on a few drawn faces and convert it; for `/usr/bin/time -v`.
 
-python docs/results/fold-full-size/precisions.py BUNDLE OUT [FACES]
+python docs/results/fold-full-size/precisions.py BUNDLE OUT [FACES] [METHOD]
 
 Members that were never trained have no training faces, so these are drawn: two to calibrate on and one held out unless
 told otherwise. What a face takes does not depend on what it shows, and memory not on how many there are.
@@ -22,7 +22,7 @@ from emoexport.quantize import feeds_of
 from emoexport.train.synthetic import synthetic_faces
 
 
-def main(bundle: Path, out: Path, count: int) -> None:
+def main(bundle: Path, out: Path, count: int = 2, method: str = "min-max") -> None:
     """Print the seconds of each step."""
     opened = Bundle.open(bundle)
     graph, (size, _, channels) = opened.graph("fp32"), opened.manifest.face_shape
@@ -39,9 +39,9 @@ def main(bundle: Path, out: Path, count: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     earlier = out / CALIBRATION_FILE
-    found = calibrate(graph, feeds_of(graph), chosen, method="min-max", earlier=earlier, console=console_of())
+    found = calibrate(graph, feeds_of(graph), chosen, method=method, earlier=earlier, console=console_of())
     write_text(out / CALIBRATION_FILE, found.to_json())
-    print(f"calibrated on {count} faces, 1 held out: {time.monotonic() - start:.0f} s", flush=True)
+    print(f"calibrated by {method} on {count} faces, 1 held out: {time.monotonic() - start:.0f} s", flush=True)
     for row in PRECISIONS.values():
         if row.converter and row.name != "fp8":
             start = time.monotonic()
@@ -50,4 +50,4 @@ def main(bundle: Path, out: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 2)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:4]), *sys.argv[4:5])
