@@ -4,16 +4,33 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
+import sys
 from pathlib import Path
 
-__all__ = ["describe_machine", "instruction_sets", "versions_of"]
+__all__ = [
+    "describe_machine",
+    "describe_processor",
+    "find_compiler",
+    "instruction_sets",
+    "kernel_extensions",
+    "memory_bytes",
+    "usable_cores",
+    "versions_of",
+]
+
+_KERNELS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimdhp", "asimddp", "i8mm", "bf16"),
+)
+"""Names in `/proc/cpuinfo`, of x86 and of ARM, of the extensions that decide which kernels run."""
 
 
 def describe_machine() -> dict[str, str]:
     """Processor, cores, load and versions, as short texts."""
     return {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "processor": describe_processor(),
+        "cores": str(usable_cores()),
         "load_average": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -32,11 +49,49 @@ def versions_of(*packages: str) -> dict[str, str]:
     return found
 
 
+def describe_processor() -> str:
+    """The model, and the extensions that decide which kernels run."""
+    model = _cpuinfo().get("model name") or platform.processor() or "unknown"
+    return " ".join([model, *kernel_extensions()])
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> tuple[int, int]:
+    """All of the memory, and what is free of it; a container has no more than its limit.
+
+    Raises:
+        OSError: if the system does not tell.
+    """
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    fields = {name: int(value.split()[0]) * 1024 for name, value in (line.split(":") for line in lines)}
+    limit = fields["MemTotal"]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = Path("/sys/fs/cgroup", file)
+        if path.is_file() and (text := path.read_text(encoding="utf-8").strip()).isdecimal():
+            limit = min(limit, int(text))
+    # What a container has in use is not taken off: most of it are cached files, which give way.
+    return limit, min(limit, fields["MemAvailable"])
+
+
+def find_compiler() -> tuple[str, str | None]:
+    """The C++ compiler that PyTorch calls, and where it is; None if it is not there."""
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return name, shutil.which(name)
+
+
+def kernel_extensions() -> tuple[str, ...]:
+    """Those extensions of the processor that decide which kernels run; none where the system does not tell."""
+    flags = _flags()
+    return tuple(name for name in _KERNELS if name in flags)
+
+
 def instruction_sets() -> tuple[str, ...]:
     """The architecture, and the extensions of it that a compiler told to use this processor may use."""
-    fields = _cpuinfo()
-    found = (flag for flag in fields.get("flags", fields.get("Features", "")).split() if _EXTENSIONS.match(flag))
-    return platform.machine(), *sorted(found)
+    return platform.machine(), *sorted(flag for flag in _flags() if _EXTENSIONS.match(flag))
 
 
 _EXTENSIONS = re.compile(
@@ -45,14 +100,9 @@ _EXTENSIONS = re.compile(
 """Names in `/proc/cpuinfo`, of x86 and of ARM, by how they begin."""
 
 
-def _processor() -> str:
-    """The model, and the instructions that decide which kernels run."""
+def _flags() -> set[str]:
     fields = _cpuinfo()
-    if not fields:
-        return platform.processor() or "unknown"
-    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-    flags = set(fields.get("flags", "").split())
-    return " ".join([fields.get("model name", "unknown"), *(flag for flag in known if flag in flags)])
+    return set(fields.get("flags", fields.get("Features", "")).split())
 
 
 def _cpuinfo() -> dict[str, str]:
