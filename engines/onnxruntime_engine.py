@@ -9,9 +9,21 @@ from numpy.typing import NDArray
 from emoexport.engines.base import GraphEngine
 from emoexport.outcome import Outcome
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "session_options"]
 
 _PROVIDER = "CPUExecutionProvider"
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """What sessions on any device have in common: errors are logged, warnings are not.
+
+    Args:
+        threads: how many an operator on the CPU may use; None leaves it to ONNX Runtime.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    return options
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -21,10 +33,7 @@ class OnnxRuntimeEngine(GraphEngine):
     runtime = f"ONNX Runtime {ort.__version__}"
 
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:  # noqa: ARG002 (it keeps none)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        self._session = ort.InferenceSession(graph, options, providers=[_PROVIDER])
+        self._session = ort.InferenceSession(graph, session_options(threads), providers=[_PROVIDER])
         assert self._session.get_providers() == [_PROVIDER]
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
