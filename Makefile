@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 LINKS  := build/links/emoexport
+STUBS  := build/stubs
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all check format links clean
@@ -17,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "emoexport needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
 	@echo "Installing the pinned versions into $(VENV) (several GB, minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,tensorrt-rtx,dev]'
 	@touch $@
 
 demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces
@@ -31,7 +32,7 @@ test: $(READY) ## the tests, under 10 minutes on 2 cores
 test-all: $(READY) ## the slow ones too
 	@$(BIN)/python -m pytest
 
-check: $(READY) links ## format, lint, types, layers
+check: $(READY) links $(STUBS) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -46,5 +47,14 @@ links: ## the import tree as symlinks, for tools that run no import hooks
 	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(LINKS)/
 	@ln -s $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/calib $(LINKS)/
 
+# TensorRT's types for mypy, apart from what runs: in site-packages they would look as if TensorRT itself were there.
+$(STUBS): constraints.txt | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+	  --upgrade --target $(STUBS) tensorrt-stubs
+	@# Two spellings in them are no Python.
+	@sed -i.bak -e 's/\bin: list/in_: list/g' -e 's/channel_axis: int)/channel_axis: int = ...)/' \
+	  $(STUBS)/tensorrt_bindings/tensorrt.pyi
+	@touch $@
+
 clean: ## remove the virtual environment and caches; runs and bundles stay
-	rm -rf $(VENV) $(LINKS) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LINKS) $(STUBS) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -32,12 +32,13 @@ class Backend:
     precisions: tuple[str, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     """What its engines run on."""
-    compiled: bool = False
-    """Whether `build --engine` makes its engines, files of the bundle; others take the graphs."""
+    built_from: Literal["", "fold", "graph"] = ""
+    """What `build --engine` makes its engines from, which are files of the bundle; empty if it opens the graphs."""
 
     def is_installed(self) -> bool:
         """Whether the runtime can be imported here."""
-        return importlib.util.find_spec(self.package) is not None
+        found = importlib.util.find_spec(self.package)
+        return found is not None and found.origin is not None  # a folder that holds types only has none
 
     def is_usable(self) -> bool:
         """Whether its engines run here: the runtime is installed, and there is a device of its kind."""
@@ -45,7 +46,7 @@ class Backend:
 
     def takes(self, precision: str) -> bool:
         """Whether it opens a graph of this precision."""
-        return precision in self.precisions and not self.compiled
+        return precision in self.precisions and not self.built_from
 
 
 _OPENVINO = Backend(
@@ -55,6 +56,17 @@ _OPENVINO = Backend(
     package="openvino",
     requirement="'emoexport[openvino]'",
     precisions=("fp32", "fp16", "bf16", "int8"),
+)
+
+_TENSORRT = Backend(
+    name="tensorrt",
+    title="TensorRT",
+    target="emoexport.engines.tensorrt_engine:TensorRtEngine",
+    package="tensorrt",
+    requirement="'emoexport[tensorrt]'",
+    precisions=("fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"),
+    device="cuda",
+    built_from="graph",
 )
 
 BACKENDS: Mapping[str, Backend] = {
@@ -67,6 +79,25 @@ BACKENDS: Mapping[str, Backend] = {
             package="onnxruntime",
             requirement="onnxruntime-gpu",
             precisions=("fp32", "fp16", "int8", "int8-fp16"),
+        ),
+        Backend(
+            name="onnxruntime-cuda",
+            title="ONNX Runtime with CUDA",
+            target="emoexport.engines.onnxruntime_gpu:OnnxRuntimeCudaEngine",
+            package="onnxruntime",
+            requirement="'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas",
+            # It has no kernels for ReduceMax, Resize and Clip in BF16, and the CPU has none to stand in.
+            precisions=("fp32", "fp16", "int8", "int8-fp16"),
+            device="cuda",
+        ),
+        Backend(
+            name="onnxruntime-tensorrt",
+            title="ONNX Runtime with TensorRT",
+            target="emoexport.engines.onnxruntime_gpu:OnnxRuntimeTensorRtEngine",
+            package="tensorrt",
+            requirement="'tensorrt-cu13<11'",
+            precisions=("fp32", "fp16", "int8", "int8-fp16"),
+            device="cuda",
         ),
         _OPENVINO,
         replace(
@@ -82,7 +113,16 @@ BACKENDS: Mapping[str, Backend] = {
             package="torch",
             requirement="torch",
             precisions=("fp32", "bf16"),
-            compiled=True,
+            built_from="fold",
+        ),
+        _TENSORRT,
+        replace(
+            _TENSORRT,
+            name="tensorrt-rtx",
+            title="TensorRT-RTX",
+            target="emoexport.engines.tensorrt_engine:TensorRtRtxEngine",
+            package="tensorrt_rtx",
+            requirement="'emoexport[tensorrt-rtx]'",
         ),
     )
 }
@@ -124,7 +164,7 @@ def open_engine(
 
     Args:
         backend: a row of `BACKENDS`.
-        graph: the ONNX file; of a compiled backend, the package.
+        graph: the ONNX file; of a backend that builds engines, the engine.
         precision: its precision.
         face_shape: `(H, W, C)` of the faces.
         max_batch: the largest number of faces in a call.

@@ -7,6 +7,7 @@ build/x/
   calibration.json     ranges, method, hashes of the faces (where a precision needed them)
   tuning.json          which blocks stay in FP32, and the trials that chose them (where it was given)
   engines/*.pt2        the fold compiled for one kind of machine (where it was asked for)
+  engines/*.engine     graphs compiled by TensorRT, each with a passport of its own; not part of the manifest
   reports/             what verify and bench found; not part of the manifest
 """
 
@@ -188,7 +189,7 @@ class Manifest(SealedRecord):
     """What the run says of its faces."""
     versions: dict[str, str]
     files: dict[str, FileEntry]
-    """Every file but the manifest and the reports."""
+    """Every file but the manifest, the reports, and engines with a passport."""
 
     @property
     def opened(self) -> dict[str, GraphEntry | PackageEntry]:
@@ -256,6 +257,11 @@ class Bundle:
             )
         return self.path / self.manifest.graphs[precision].file
 
+    def graph_sha256(self, precision: str) -> str:
+        """What `files.sha256_of_graph` finds of a graph, from the manifest."""
+        file, files = self.manifest.graphs[precision].file, self.manifest.files
+        return "".join(files[name].sha256 for name in (file, f"{file}.data") if name in files)
+
     def size_of(self, precision: str) -> int:
         """Bytes of a precision's graph and its weights."""
         file = self.manifest.graphs[precision].file
@@ -314,7 +320,7 @@ def _command(bundle: Path, manifest: Manifest, *precisions: str, tuning: Path | 
     if manifest.calibration is not None:
         flags += manifest.calibration.options()
     if manifest.engines:
-        flags.append("--compile")
+        flags.append("--engine inductor")
     command = ["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
     return " ".join([*command, *manifest.choice.options(), *flags])
 

@@ -1,6 +1,5 @@
 """The command line. It loads torch, onnx and runtimes only inside the commands that need them."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,8 +7,10 @@ import typer.core
 from rich.console import Console
 
 from emoexport import __version__
+from emoexport.cli_build import build
 from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
+from emoexport.cli_doctor import doctor
 from emoexport.cli_inspect import inspect
 from emoexport.cli_options import (
     BundleDir,
@@ -22,7 +23,6 @@ from emoexport.cli_options import (
     Split,
     Threads,
     console_of,
-    newest,
     open_bundle,
     print_table,
 )
@@ -45,6 +45,7 @@ MAP = """\
   5. emoexport bench  build/x                        how fast is it?
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
+What can this machine do? emoexport doctor
 Each command takes --help."""
 
 
@@ -102,115 +103,15 @@ def _map(
 
 
 app.command()(train)
+app.command()(build)
 # The recipe spells its options with underscores: --post_process, --model_path.
 app.command(context_settings={"token_normalize_func": lambda word: word.replace("_", "-")})(evaluate)
 app.command()(combine)
 app.command()(cube)
+app.command()(doctor)
 app.command()(inspect)
 app.command()(tune)
 app.add_typer(data_commands, name="data")
-
-
-@app.command()
-def build(
-    run: Annotated[Path | None, typer.Argument(help="The training run; the newest under runs/ if none.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--output", "--out", help="The bundle; build/<run> if none.")
-    ] = None,
-    member: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NUMBER[=WEIGHT]",
-            help="A member to fold, numbered from 1, and its weight in the vote, 1 if none; repeatable. All if none.",
-        ),
-    ] = None,
-    view: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[=WEIGHT]", help="A view to fold, likewise. Those that the run votes with if none."),
-    ] = None,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph whose members compute in FP16.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Add a graph whose members compute in BF16.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Add a graph whose members compute in INT8.")] = False,
-    int8_fp16: Annotated[
-        bool, typer.Option("--int8-fp16", help="Add one for GPUs, in INT8 with FP16 between the layers.")
-    ] = False,
-    fp8: Annotated[bool, typer.Option("--fp8", help="Add one for GPUs, in FP8 with FP16 between the layers.")] = False,
-    calib_size: Annotated[int, typer.Option(min=7, help="Training faces to calibrate on.")] = 512,
-    calib_method: Annotated[
-        str, typer.Option(help="Which range of the activations 8 bits span: min-max, entropy or percentile.")
-    ] = "min-max",
-    calib_data: Annotated[
-        str | None, typer.Option(help="Where the training faces are, if not where the run read them.")
-    ] = None,
-    calib_file: Annotated[
-        Path | None, typer.Option(help="A calibration.json of the same fold, instead of faces.")
-    ] = None,
-    calib_random: Annotated[
-        bool, typer.Option("--calib-random", help="Calibrate on noise; every report says so.")
-    ] = False,
-    keep_rejected: Annotated[
-        bool,
-        typer.Option("--keep-rejected", help="Keep 8-bit graphs that are not faster here, or not as often right."),
-    ] = False,
-    gate_faces: Annotated[int, typer.Option(min=1, help="Validation faces, at most, to judge that on.")] = 1000,
-    tuning: Annotated[
-        Path | None, typer.Option(help="A tuning.json that says which blocks stay in FP32; emoexport tune makes it.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="The largest number of faces in a call.")] = 256,
-    layout: Annotated[
-        str,
-        typer.Option(
-            help="How members of one architecture stand in the graph: branches, stacked, or auto: the faster here."
-        ),
-    ] = "branches",
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Add what PyTorch's compiler makes of the fold for this machine, at FP32 and BF16; takes minutes.",
-        ),
-    ] = False,
-) -> None:
-    """Fold members, views, vote and decision into one graph, at FP32 and at the precisions asked for.
-
-    Example: [bold]emoexport build runs/fer2013 -o build/fer2013 --fp16 --int8[/bold]
-    """
-    from emoexport.passes import Choice  # noqa: PLC0415
-
-    choice = Choice.of_options(member or (), view or ())
-    run = run or newest(Path("runs"), "run.json", "emoexport train")
-    out = out or Path("build") / run.resolve().name
-    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "int8-fp16": int8_fp16, "fp8": fp8}
-    from emoexport.calibration import Wish  # noqa: PLC0415
-    from emoexport.pipeline import build as build_bundle  # noqa: PLC0415
-
-    console = console_of()
-    bundle = build_bundle(
-        run,
-        out,
-        choice=choice,
-        precisions=[name for name, wanted in asked.items() if wanted],
-        calibration=Wish(faces=calib_size, method=calib_method, data=calib_data, file=calib_file, random=calib_random),
-        max_batch=max_batch,
-        layout=layout,
-        keep_rejected=keep_rejected,
-        gate_faces=gate_faces,
-        tuning=tuning,
-        compiled=compiled,
-        console=console,
-    )
-    chosen = bundle.manifest.layout
-    console.print(f"layout: {chosen.name}, {chosen.reason}", highlight=False, soft_wrap=True)
-    for name, found in bundle.manifest.gate.items():
-        where = "" if found.verdict == "not judged" else " here"
-        kept = "" if name in bundle.manifest.graphs else "; it is not kept, --keep-rejected would"
-        console.print(
-            f"{PRECISIONS[name].title} {found.verdict}{where}: {found.reason}{kept}", highlight=False, soft_wrap=True
-        )
-    sizes = bundle.sizes()
-    for name, entry in bundle.manifest.opened.items():
-        console.print(f"{out / entry.file}  {sizes[name] / 1e6:.1f} MB", highlight=False, soft_wrap=True)
-    console.print(f"next: emoexport verify {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -73,7 +73,7 @@ def require_compiler() -> None:
     if shutil.which(compiler) is None:
         raise MissingRuntime(
             f"{_BACKEND.title} needs a C++ compiler; there is no {compiler} here.",
-            hint="apt install g++; or CXX=/path/to/compiler; or build without --compile",
+            hint="apt install g++; or CXX=/path/to/compiler; or build without --engine inductor",
         )
 
 
@@ -116,7 +116,9 @@ def compile_fold(
             _compile(whole, directory / file, face_shape=face_shape, max_batch=max_batch)
         except Exception as err:  # what compilers raise shares no base but this
             first = (str(err).strip() or type(err).__name__).splitlines()[0]
-            raise CheckFailed(f"{title} cannot compile the fold: {first}", hint="build without --compile") from err
+            raise CheckFailed(
+                f"{title} cannot compile the fold: {first}", hint="build without --engine inductor"
+            ) from err
         _require_the_same(whole, directory / file, precision, face_shape=face_shape, max_batch=max_batch)
         entries[f"{_BACKEND.name}-{precision}"] = PackageEntry(
             file=file.as_posix(),
@@ -161,7 +163,7 @@ def _require_the_same(
             raise CheckFailed(
                 f"{engine.name} differs from the fold it was compiled from by {difference:.2g} on average over "
                 f"{count} faces; needed is at most {limit:g}.",
-                hint="build without --compile, or with another version of PyTorch",
+                hint="build without --engine inductor, or with another version of PyTorch",
             )
 
 

@@ -1,5 +1,6 @@
 """Is a graph of 8 bits worth having on this machine? Only if it is faster, and not less often right."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from emoexport.bundle import GateEntry
 from emoexport.engines import Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.timing import Ratio, interleave, ratio_of, rounds_within
+from emoexport.errors import MissingRuntime
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.statistics import Estimate, paired_bound, paired_interval
@@ -98,7 +100,8 @@ def fastest(
     for backend in backends_named(None):
         for precision in precisions:
             if backend.takes(precision):
-                times[backend, precision] = _least_time(opening(backend, precision), some)
+                with contextlib.suppress(MissingRuntime):  # installed, and lacking something after all
+                    times[backend, precision] = _least_time(opening(backend, precision), some)
     return min(times, key=times.__getitem__, default=None)
 
 

@@ -3,7 +3,7 @@
 import functools
 import os
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +266,13 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             )
 
 
+def _noted(console: Console) -> Callable[[str], None]:
+    return lambda sentence: console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
+
+
 def _graphs_of(opened: Sequence[Engine]) -> set[str]:
     """The precisions of the graphs among what was opened."""
-    return {engine.precision for engine in opened if not BACKENDS[engine.backend].compiled}
+    return {engine.precision for engine in opened if BACKENDS[engine.backend].built_from != "fold"}
 
 
 def verify(
@@ -308,7 +312,9 @@ def verify(
     """
     batch = min(batch, bundle.manifest.max_batch)
     reference, where, record = open_reference(bundle, run)
-    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads, cache=cache)
+    opened = open_engines(
+        bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=_noted(console)
+    )
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, row_sets = drawn_faces(dataset, split, limit)
@@ -395,7 +401,9 @@ def bench(
         )
     reference, _, _ = open_reference(bundle, run)
     judge = open_judge(bundle, reference, threads)
-    opened = open_engines(bundle, engines=engines, precisions=precisions, threads=threads, cache=cache)
+    opened = open_engines(
+        bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=_noted(console)
+    )
     with progress_bar(console, "timing, all in turn", len(batches) * (rounds + 2)) as advance:
         results = measure(
             opened,

@@ -32,6 +32,11 @@ class Precision:
     """`module:function(source, target, calibration, skip=())`, from the FP32 graph; empty for FP32 itself."""
     bits: int
     """Of the numbers that dense layers multiply."""
+    number: str
+    """The type of these numbers."""
+    min_share: float
+    """Of the members' multiplications, the least share in that type: of their count in a network that a compiler has
+    read, of their time in an engine that it has made."""
     calibrated: bool = False
     """Whether the converter needs to know what the activations are on real faces."""
     for_gpus: bool = False
@@ -49,6 +54,8 @@ PRECISIONS: Mapping[str, Precision] = {
             title="FP32",
             converter="",
             bits=32,
+            number="fp32",
+            min_share=0.5,
             tolerance=Tolerance(max_difference=1e-5, mean_difference=1e-6, min_agreement=0.999, max_drop=0.001),
         ),
         Precision(
@@ -56,6 +63,8 @@ PRECISIONS: Mapping[str, Precision] = {
             title="FP16",
             converter="emoexport.half:to_fp16",
             bits=16,
+            number="fp16",
+            min_share=0.5,
             calibrated=True,
             tolerance=Tolerance(max_difference=2e-2, mean_difference=2e-3, min_agreement=0.995, max_drop=0.005),
         ),
@@ -64,6 +73,8 @@ PRECISIONS: Mapping[str, Precision] = {
             title="BF16",
             converter="emoexport.half:to_bf16",
             bits=16,
+            number="bf16",
+            min_share=0.5,
             tolerance=Tolerance(max_difference=5e-2, mean_difference=5e-3, min_agreement=0.99, max_drop=0.005),
         ),
         Precision(
@@ -71,6 +82,8 @@ PRECISIONS: Mapping[str, Precision] = {
             title="INT8",
             converter="emoexport.quantize:to_int8",
             bits=8,
+            number="int8",
+            min_share=0.25,
             calibrated=True,
             tolerance=_OF_8_BITS,
         ),
@@ -79,6 +92,8 @@ PRECISIONS: Mapping[str, Precision] = {
             title="INT8 + FP16",
             converter="emoexport.quantize:to_int8_fp16",
             bits=8,
+            number="int8",
+            min_share=0.25,
             calibrated=True,
             for_gpus=True,
             tolerance=_OF_8_BITS,
@@ -88,6 +103,8 @@ PRECISIONS: Mapping[str, Precision] = {
             title="FP8",
             converter="emoexport.quantize:to_fp8",
             bits=8,
+            number="fp8",
+            min_share=0.25,
             calibrated=True,
             for_gpus=True,
             tolerance=_OF_8_BITS,

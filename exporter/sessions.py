@@ -1,6 +1,8 @@
 """The reference and the engines of a bundle, opened."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from emoexport.bundle import Bundle
 from emoexport.compiled import require_this_machine
@@ -8,6 +10,7 @@ from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
+from emoexport.prebuilt import built_engine
 from emoexport.precision import PRECISIONS
 from emoexport.reference import Reference
 from emoexport.train.checkpoint import RunRecord, load_members, read_run
@@ -82,18 +85,20 @@ def open_engines(
     precisions: list[str] | None = None,
     threads: int | None = None,
     cache: Path | None = None,
+    note: Callable[[str], object] = lambda _: None,
 ) -> list[Engine]:
     """Open every graph of a bundle with every runtime, and what was compiled for this machine.
 
     Args:
         bundle: the bundle.
-        engines: names of backends; None for all that are installed.
+        engines: names of backends; None for all that are usable here.
         precisions: None for all of the bundle.
         threads: how many each runtime may use.
         cache: where runtimes that can keep what they compile.
+        note: told why an engine that nobody named is left out: its runtime lacks something after all.
 
     Raises:
-        MissingRuntime: if no runtime is installed.
+        MissingRuntime: if no runtime is usable, or one that was named lacks something.
         BadBundle: if the bundle has nothing of a precision or for an engine asked for.
         WrongMachine: if an engine was compiled for another machine.
     """
@@ -110,22 +115,21 @@ def open_engines(
             backend = BACKENDS[name]
             asked = f"{' or '.join(precisions)} " if precisions else ""
             raise BadBundle(
-                f"{bundle.path} has no {asked}{'package' if backend.compiled else 'graph'} for {name}, which takes "
+                f"{bundle.path} has no {asked}{'engine' if backend.built_from else 'graph'} for {name}, which takes "
                 f"{', '.join(backend.precisions)}.",
-                hint=bundle.build_command() + " --compile" * (backend.compiled and not bundle.manifest.engines),
+                hint=_command_for(bundle, backend),
             )
-    return [
-        open_engine(
-            BACKENDS[backend],
-            file,
-            precision=precision,
-            face_shape=bundle.manifest.face_shape,
-            max_batch=bundle.manifest.max_batch,
-            threads=threads,
-            cache=cache,
-        )
-        for (backend, precision), file in files.items()
-    ]
+    limits: dict[str, Any] = {"face_shape": bundle.manifest.face_shape, "max_batch": bundle.manifest.max_batch}
+    opened = []
+    for (row, precision), file in files.items():
+        try:
+            engine = open_engine(BACKENDS[row], file, precision=precision, threads=threads, cache=cache, **limits)
+            opened.append(engine)
+        except MissingRuntime as err:
+            if engines:
+                raise
+            note(f"{row}-{precision} is left out: {err}")
+    return opened
 
 
 def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
@@ -141,10 +145,21 @@ def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
 def _file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
     """What a backend opens at a precision; None if it takes no such graph or the bundle has none for it."""
     manifest = bundle.manifest
-    if not backend.compiled:
+    if backend.built_from == "graph":
+        return built_engine(bundle, backend, precision)
+    if not backend.built_from:
         return bundle.graph(precision) if backend.takes(precision) and precision in manifest.graphs else None
     entry = manifest.engines.get(f"{backend.name}-{precision}")
     if entry is None:
         return None
     require_this_machine(bundle, entry)
     return bundle.path / entry.file
+
+
+def _command_for(bundle: Bundle, backend: Backend) -> str:
+    """The command that gives a bundle what a backend opens."""
+    if backend.built_from == "graph":
+        return f"emoexport build {bundle.path} --engine {backend.name}"
+    return bundle.build_command() + " --engine inductor" * (
+        backend.built_from == "fold" and not bundle.manifest.engines
+    )

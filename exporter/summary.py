@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from emoexport.bundle import Bundle, CalibrationEntry, LayoutEntry, MemberEntry, PackageEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
+from emoexport.engines.passport import Passport, passports_in
 from emoexport.errors import BadBundle
 from emoexport.passes import Choice
 
@@ -93,7 +94,9 @@ class BundleSummary(Record):
     graphs: dict[str, GraphSummary]
     """By precision."""
     engines: dict[str, PackageSummary]
-    """What was compiled ahead of time, by name of the engine."""
+    """What PyTorch compiled ahead of time, by name of the engine."""
+    passports: dict[str, Passport]
+    """Of engines that were built of the graphs, by name of the engine."""
 
 
 def summarize(bundle: Bundle) -> BundleSummary:
@@ -131,6 +134,7 @@ def summarize(bundle: Bundle) -> BundleSummary:
         engines={
             name: PackageSummary(**dict(entry), bytes=bundle.sizes()[name]) for name, entry in manifest.engines.items()
         },
+        passports=passports_in(bundle.path),
     )
 
 

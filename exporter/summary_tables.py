@@ -6,6 +6,7 @@ from rich.table import Table
 
 from emoexport.bundle import CalibrationEntry, MemberEntry, ViewEntry
 from emoexport.decision import Decision
+from emoexport.precision import PRECISIONS
 from emoexport.summary import BundleSummary
 from emoexport.table_format import Row, terminal_table
 
@@ -21,6 +22,8 @@ def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
     yield "graphs", _table(_graph_rows(summary), "graph", "file")
     if summary.engines:
         yield "compiled, for one kind of machine", _table(_package_rows(summary), "engine", "file", "PyTorch", "for")
+    if summary.passports:
+        yield "built from the graphs", _table(_passport_rows(summary), "engine", "by", "for", "faces in a call")
     yield (
         "tensor types: of the weights, and that layers and other nodes compute in",
         _table(_type_rows(summary), "graph", "type"),
@@ -141,6 +144,26 @@ def _package_rows(summary: BundleSummary) -> list[Row]:
         }
         for name, package in summary.engines.items()
     ]
+
+
+def _passport_rows(summary: BundleSummary) -> list[Row]:
+    rows: list[Row] = []
+    for name, passport in summary.passports.items():
+        device = passport.device
+        time = passport.time_share.get(PRECISIONS[passport.precision].number)
+        rows.append(
+            {
+                "engine": name,
+                "by": passport.versions[passport.backend],
+                "for": device.get("name") or device.get("compute_capabilities") or "8.0 and later",
+                "faces in a call": ", ".join("-".join(map(str, profile)) for profile in passport.profiles),
+                "multiplications in it": f"{passport.asked_share:.0%}",
+                "time in it": "not measured" if time is None else f"{time:.0%}",
+                "built in s": f"{passport.seconds:,.0f}",
+                "MB": f"{passport.bytes / 1e6:,.1f}",
+            }
+        )
+    return rows
 
 
 def _type_rows(summary: BundleSummary) -> list[Row]:

@@ -56,7 +56,7 @@ def test_a_package_for_another_machine_is_not_loaded(changes, said, bundle, tmp_
         with pytest.raises(WrongMachine, match=f"compiled for another machine: {said}") as caught:
             sessions.open_engines(other, engines=engines)
         assert caught.value.exit_code == 5
-        assert "--compile; or name other engines with --engine" in caught.value.hint
+        assert "--engine inductor; or name other engines with --engine" in caught.value.hint
     assert [engine.name for engine in sessions.open_engines(other, engines=["onnxruntime"])] == ["onnxruntime-fp32"]
 
 
@@ -64,12 +64,12 @@ def test_inspect_and_sizes_know_packages(bundle, tmp_path):
     found = with_package(bundle, tmp_path)
     assert found.sizes() == {"fp32": bundle.size_of("fp32"), "inductor-fp32": 10}
     assert summarize(found).engines["inductor-fp32"].bytes == 10
-    assert found.build_command().endswith("--compile")
+    assert found.build_command().endswith("--engine inductor")
 
 
 def test_without_a_compiler_nothing_is_begun(call, run_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    code, _, err = call("build", run_dir, "-o", tmp_path / "x", "--compile")
+    code, _, err = call("build", run_dir, "-o", tmp_path / "x", "--engine", "inductor")
     assert code == MissingRuntime.exit_code
     assert err.startswith("error: AOTInductor needs a C++ compiler; there is no no-such-compiler here.")
     assert list(tmp_path.iterdir()) == []

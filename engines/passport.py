@@ -1,0 +1,129 @@
+"""The passport of an engine: what it was made from, for which machine, and what was found in it.
+
+It stands beside the engine, which stays as its runtime wrote it, and needs nothing but the standard library to be read.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emoexport.errors import BadBundle
+from emoexport.files import sha256_of, sha256_of_graph, write_text
+
+__all__ = ["Passport", "passport_of", "passports_in", "rebuild_command"]
+
+
+def passport_of(engine: Path) -> Path:
+    """Where the passport of an engine stands."""
+    return engine.with_name(f"{engine.stem}.passport.json")
+
+
+def rebuild_command(engine: Path, backend: str, precision: str) -> str:
+    """The command that builds an engine of a bundle again, from the graph in it."""
+    flag = "" if precision == "fp32" else f" --{precision}"
+    return f"emoexport build {engine.parent.parent} --engine {backend}{flag}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passport:
+    """What is known of an engine file."""
+
+    file: str
+    """Its name, in the same directory."""
+    sha256: str
+    bytes: int
+    backend: str
+    """Of `engines.BACKENDS`."""
+    precision: str
+    graph: str
+    """The graph that it was built from, relative to the passport."""
+    graph_sha256: str
+    """As `files.sha256_of_graph` gives it."""
+    created: str
+    """UTC, ISO 8601."""
+    seconds: float
+    """How long the build took."""
+    versions: dict[str, str]
+    """Of what built it."""
+    device: dict[str, str]
+    """The GPU that it was built on or for: `name`, `compute_capability`, `cuda`; fewer where any will do."""
+    profiles: list[list[int]]
+    """Faces in a call, least, best and most, of each optimisation profile."""
+    settings: dict[str, Any]
+    """Of the builder, where they are not the usual ones."""
+    network: dict[str, dict[str, int]]
+    """By type of layer as the parser made it, how many have outputs of which type of number."""
+    asked_share: float | None = None
+    """Of the members' convolutions and matrix products in the network, the share of the precision's type."""
+    engine: dict[str, int] = field(default_factory=dict)
+    """By type of number, how many layers of the engine compute in it; empty where no device could tell."""
+    time_share: dict[str, float] = field(default_factory=dict)
+    """The same by share of the time of one call; empty where nothing was timed."""
+    digest: str = ""
+    """SHA-256 of the passport without this field."""
+
+    def write(self, engine: Path) -> None:
+        """Seal it and write it beside the engine, whole or not at all."""
+        fields = dataclasses.asdict(self)
+        write_text(passport_of(engine), json.dumps({**fields, "digest": _digest_of(fields)}, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, engine: Path, *, hint: str = "") -> "Passport":
+        """Read the passport that stands beside an engine.
+
+        Args:
+            engine: the engine, which is not read.
+            hint: the command that builds it again.
+
+        Raises:
+            BadBundle: if there is none, or it is not as it was written.
+        """
+        path = passport_of(engine)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BadBundle(f"{engine} has no passport: {path.name} is not beside it.", hint=hint) from None
+        except (OSError, ValueError) as err:
+            raise BadBundle(f"{path} cannot be read as JSON: {err}.", hint=hint) from err
+        if not isinstance(found, dict) or found.get("digest") != _digest_of(found):
+            raise BadBundle(f"{path} was changed after it was written.", hint=hint)
+        try:
+            return cls(**found)
+        except TypeError as err:  # as intact as it was, and of another version
+            raise BadBundle(f"{path} has other fields than this version of emoexport writes.", hint=hint) from err
+
+    def require_intact(self, engine: Path, *, hint: str = "") -> None:
+        """Hold the engine against its passport.
+
+        Raises:
+            BadBundle: if it is missing, cut short or another file.
+        """
+        if not engine.is_file():
+            raise BadBundle(f"{engine} is missing.", hint=hint)
+        size = engine.stat().st_size
+        if size != self.bytes:
+            raise BadBundle(f"{engine} has {size:,} bytes; needed are {self.bytes:,}.", hint=hint)
+        if sha256_of(engine) != self.sha256:
+            raise BadBundle(f"{engine} is not the engine that its passport is of: its SHA-256 is another.", hint=hint)
+
+    def is_of(self, graph: Path) -> bool:
+        """Whether the engine was built from this graph as it is now."""
+        return self.graph_sha256 == sha256_of_graph(graph)
+
+
+def passports_in(bundle: Path) -> dict[str, Passport]:
+    """Passports of the engines that were built of a bundle's graphs, by name of the engine.
+
+    Raises:
+        BadBundle: if one is not as it was written.
+    """
+    again = f"remove it, or emoexport build {bundle} --engine with the engine's name"
+    return {engine.stem: Passport.read(engine, hint=again) for engine in sorted((bundle / "engines").glob("*.engine"))}
+
+
+def _digest_of(fields: dict[str, Any]) -> str:
+    rest = {name: value for name, value in fields.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

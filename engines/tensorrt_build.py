@@ -1,0 +1,313 @@
+"""TensorRT engines of a graph, by TensorRT 10 and 11 and TensorRT-RTX: strongly typed, so in the types of the graph.
+
+Polygraphy makes network, profiles and builder configuration, and knows what each version lacks. In a process it is for
+one of the two runtimes, so a process builds for one of them.
+"""
+
+import importlib
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from emoexport.config import timestamp
+from emoexport.engines.cuda import find_cuda, require_device
+from emoexport.engines.machine import versions_of
+from emoexport.engines.number_types import network_types, share_of_multiplications
+from emoexport.engines.passport import Passport
+from emoexport.engines.tensorrt_engine import import_runtime
+from emoexport.errors import CheckFailed, EmoexportError, MissingRuntime, UsageError
+from emoexport.files import sha256_of, sha256_of_graph, write_bytes
+from emoexport.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+__all__ = ["BuilderSettings", "build_engine", "require_builder"]
+
+_RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""By name of the backend, the module."""
+
+_HARDWARE = {"ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuilderSettings:
+    """What may be asked of TensorRT's builder; None and False leave it to TensorRT."""
+
+    min_batch: int = 1
+    """The least number of faces in a call."""
+    opt_batch: tuple[int, ...] = (16,)
+    """Numbers of faces in a call that kernels are chosen for: a profile for each."""
+    max_batch: int = 64
+    """The largest number of faces in a call."""
+    workspace_gib: float | None = None
+    timing_cache: Path | None = None
+    """A file that keeps what kernels were timed at, read and added to."""
+    optimization_level: int | None = None
+    """0 to 5."""
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+    """`ampere-plus` or `same-compute-capability`."""
+    refit: bool = False
+    """Weights may be exchanged in the engine."""
+    strip: bool = False
+    """Weights stay in the graph, and are put in when the engine is loaded."""
+    compute_capabilities: tuple[str, ...] = ()
+    """TensorRT-RTX: of the cards that the engine is for, as in `8.9`; 8.0 and later if none is named."""
+
+    def check(self, backend: str) -> None:
+        """Before anything slow is done.
+
+        Raises:
+            UsageError: if settings contradict each other, or are not of this runtime.
+        """
+        if not 1 <= self.min_batch <= min(self.opt_batch, default=0) <= max(self.opt_batch) <= self.max_batch:
+            raise UsageError(
+                f"found --min-batch {self.min_batch}, --opt-batch {', '.join(map(str, self.opt_batch))}, "
+                f"--max-batch {self.max_batch}; needed is 1 <= min <= opt <= max."
+            )
+        if self.hardware_compatible is not None and self.hardware_compatible not in _HARDWARE:
+            raise UsageError(
+                f"'{self.hardware_compatible}' is no compatibility of hardware; known are {', '.join(_HARDWARE)}."
+            )
+        if self.compute_capabilities and backend != "tensorrt-rtx":
+            raise UsageError(
+                "--compute-capability is of TensorRT-RTX; TensorRT builds for the GPU that it finds.",
+                hint="--engine tensorrt-rtx, or --hardware-compatible ampere-plus",
+            )
+        if bad := [each for each in self.compute_capabilities if not re.fullmatch(r"\d+\.\d", each)]:
+            raise UsageError(f"'{bad[0]}' is no compute capability; needed is one as in 8.9.")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"found --optimization-level {self.optimization_level}; needed is 0 to 5.")
+
+    def profiles(self) -> list[list[int]]:
+        """Least, best and most faces in a call, of each profile."""
+        return [[self.min_batch, opt, self.max_batch] for opt in sorted(set(self.opt_batch))]
+
+    def unusual(self) -> dict[str, Any]:
+        """Those of the builder that are not left to TensorRT, but the batches."""
+        usual = asdict(BuilderSettings())
+        found = {name: value for name, value in asdict(self).items() if not name.endswith("_batch")}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in found.items()
+            if value != usual[name]
+        }
+
+
+def require_builder(backend: str) -> tuple[ModuleType, ModuleType]:
+    """The runtime of a backend and Polygraphy's loaders for it.
+
+    Raises:
+        MissingRuntime: if one is not installed, or the runtime builds only where there is a GPU and there is none.
+        UsageError: if this process has built for the other runtime.
+    """
+    if backend == "tensorrt":
+        require_device()  # before TensorRT, which may end the process where there is none
+    runtime = import_runtime(_RUNTIMES[backend], f"'emoexport[{backend}]'")
+    return runtime, _polygraphy(is_rtx=backend == "tensorrt-rtx")
+
+
+def build_engine(
+    backend: str,
+    graph: Path,
+    engine: Path,
+    *,
+    precision: str,
+    face_shape: tuple[int, int, int],
+    settings: BuilderSettings,
+    progress: Callable[[str, int, int], object] = lambda *_: None,
+) -> Passport:
+    """Build an engine of a graph, and write it and its passport.
+
+    Args:
+        backend: `tensorrt`, which needs a GPU, or `tensorrt-rtx`, which does not.
+        graph: the ONNX file.
+        engine: where it goes; it appears when it is complete.
+        precision: of the graph.
+        face_shape: `(H, W, C)` of the uint8 faces.
+        settings: of the builder.
+        progress: called with a phase of the builder, its steps done and all its steps.
+
+    Raises:
+        UsageError: if settings contradict each other.
+        MissingRuntime: if the runtime is not installed, or needs a GPU that is not here.
+        CheckFailed: if the runtime refuses the graph, or the network is not of the precision.
+    """
+    settings.check(backend)
+    runtime, loaders = require_builder(backend)
+    started = time.monotonic()
+    with _told_by(loaders, f"TensorRT {runtime.__version__} cannot build an engine of {graph.name}"):
+        builder, network, parser = loaders.network_from_onnx_path(str(graph), strongly_typed=True)
+        types, share = network_types(network), _require_precision(runtime, network, precision, graph)
+        config = _config(runtime, loaders, backend, settings, face_shape)(builder, network)
+        monitor = _monitor(runtime, progress)
+        config.progress_monitor = monitor
+        plan = loaders.engine_bytes_from_network(
+            (builder, network, parser), config, save_timing_cache=_path(settings.timing_cache)
+        )
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(engine, plan)
+    passport = Passport(
+        file=engine.name,
+        sha256=sha256_of(engine),
+        bytes=engine.stat().st_size,
+        backend=backend,
+        precision=precision,
+        graph=graph.name,
+        graph_sha256=sha256_of_graph(graph),
+        created=timestamp(),
+        seconds=round(time.monotonic() - started, 1),
+        versions={backend: runtime.__version__, **versions_of("emoexport", "polygraphy")},
+        device=_device(backend, settings),
+        profiles=settings.profiles(),
+        settings=settings.unusual(),
+        network=types,
+        asked_share=round(share, 4),
+    )
+    passport.write(engine)
+    return passport
+
+
+def _polygraphy(*, is_rtx: bool) -> ModuleType:
+    """Polygraphy's loaders for one of the two runtimes."""
+    try:
+        from polygraphy import config, logger  # noqa: PLC0415 (an extra)
+    except ImportError as err:
+        raise MissingRuntime("Polygraphy is not installed here.", hint="pip install polygraphy") from err
+    logger.G_LOGGER.colors = False  # or it says that it could have some
+    if "polygraphy.backend.trt" in sys.modules and is_rtx != config.USE_TENSORRT_RTX:
+        raise UsageError(
+            "engines of TensorRT and of TensorRT-RTX are not built in one process.", hint="one command for each"
+        )
+    config.USE_TENSORRT_RTX = is_rtx
+    return importlib.import_module("polygraphy.backend.trt")
+
+
+def _config(
+    runtime: ModuleType,
+    loaders: ModuleType,
+    backend: str,
+    settings: BuilderSettings,
+    face_shape: tuple[int, int, int],
+) -> Callable[[Any, Any], Any]:
+    """What makes the builder's configuration for a network."""
+    chosen: dict[str, Any] = {
+        "profiles": [
+            loaders.Profile().add("faces", *((count, *face_shape) for count in profile))
+            for profile in settings.profiles()
+        ],
+        "load_timing_cache": _path(settings.timing_cache),
+        "builder_optimization_level": settings.optimization_level,
+        "refittable": settings.refit,
+        "strip_plan": settings.strip,
+        "version_compatible": settings.version_compatible,
+    }
+    if settings.workspace_gib is not None:
+        chosen["memory_pool_limits"] = {runtime.MemoryPoolType.WORKSPACE: int(settings.workspace_gib * 2**30)}
+    if settings.hardware_compatible is not None:
+        level = _HARDWARE[settings.hardware_compatible]
+        chosen["hardware_compatibility_level"] = getattr(runtime.HardwareCompatibilityLevel, level)
+    if backend == "tensorrt":
+        return loaders.CreateConfig(**chosen)  # type: ignore[no-any-return]
+    rtx = importlib.import_module("polygraphy.backend.tensorrt_rtx")
+    capabilities = [tuple(map(int, each.split("."))) for each in settings.compute_capabilities] or None
+    create = rtx.CreateConfigRTX(compute_capabilities=capabilities, **chosen)
+
+    def in_fp32(builder: Any, network: Any) -> Any:
+        config = create(builder, network)
+        config.clear_flag(runtime.BuilderFlag.TF32)  # as Polygraphy does for TensorRT: FP32 means FP32
+        return config
+
+    return in_fp32
+
+
+def _require_precision(runtime: ModuleType, network: "trt.INetworkDefinition", precision: str, graph: Path) -> float:
+    """The share of the members' multiplications that the network makes in the precision."""
+    row = PRECISIONS[precision]
+    share = share_of_multiplications(runtime, network, row.number)
+    if share < row.min_share:
+        raise CheckFailed(
+            f"{graph.name} is no {row.title} graph to TensorRT: {share:.0%} of the members' multiplications are in "
+            f"{row.number}; needed are {row.min_share:.0%}.",
+            hint="build the bundle again",
+        )
+    return share
+
+
+def _monitor(runtime: ModuleType, progress: Callable[[str, int, int], object]) -> "trt.IProgressMonitor":
+    class Monitor(runtime.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            self.steps[phase_name] = num_steps
+            progress(phase_name, 0, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress(phase_name, self.steps[phase_name], self.steps[phase_name])
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, step + 1, self.steps[phase_name])
+            return True
+
+    return Monitor()
+
+
+@contextmanager
+def _told_by(loaders: ModuleType, what: str) -> Iterator[None]:
+    """Turn what Polygraphy raises into an error that says what TensorRT logged; warnings are not shown."""
+    logger, heard = loaders.util.G_LOGGER, _Heard(logging.ERROR)
+    logger.use_python_logging_system = True
+    told = logging.getLogger("Polygraphy")
+    told.addHandler(heard)
+    told.propagate = False
+    try:
+        yield
+    except EmoexportError:
+        raise
+    except Exception as err:  # Polygraphy's own, and what TensorRT's bindings raise
+        said = [" ".join(text.split()) for text in heard.texts if not text.startswith("Could not parse")]
+        raise CheckFailed(
+            f"{what}: {(said or [str(err) or type(err).__name__])[0]}",
+            hint="--max-batch with fewer faces or --workspace, if memory is short; another precision; "
+            "or --engine with another runtime",
+        ) from err
+    finally:
+        told.removeHandler(heard)
+
+
+class _Heard(logging.Handler):
+    """What was logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def _device(backend: str, settings: BuilderSettings) -> dict[str, str]:
+    """What an engine of these settings needs."""
+    if backend == "tensorrt-rtx":
+        capabilities = " ".join(settings.compute_capabilities)
+        return {"compute_capabilities": capabilities} if capabilities else {}
+    device = require_device()
+    return {
+        "name": device.name,
+        "compute_capability": device.compute_capability,
+        "cuda": find_cuda().version or "",
+    }
+
+
+def _path(file: Path | None) -> str | None:
+    return None if file is None else str(file)

@@ -1,0 +1,142 @@
+"""Engines that a runtime builds ahead of time from the graphs of a bundle; each has a passport beside it."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from emoexport.bundle import Bundle
+from emoexport.engines import BACKENDS, Backend, open_engine
+from emoexport.engines.number_types import narrowest, share_of_time
+from emoexport.engines.passport import Passport, passport_of, rebuild_command
+from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, require_builder
+from emoexport.engines.tensorrt_engine import TensorRtEngine
+from emoexport.errors import BadBundle, CheckFailed, UsageError
+from emoexport.precision import PRECISIONS
+from emoexport.progress import status_line
+
+__all__ = ["build_engines", "built_engine", "require_buildable"]
+
+
+def require_buildable(names: Sequence[str], settings: BuilderSettings) -> list[Backend]:
+    """Look up backends that build engines of graphs, before anything slow is done.
+
+    Raises:
+        UsageError: if one builds none, or the settings are not for it.
+        MissingRuntime: if it is not installed, or builds only where there is a GPU and there is none.
+    """
+    rows = []
+    for name in names:
+        if name not in BACKENDS or BACKENDS[name].built_from != "graph":
+            known = ", ".join(row.name for row in BACKENDS.values() if row.built_from)
+            raise UsageError(f"'{name}' is no engine that is built; known are {known}.")
+        settings.check(name)
+        require_builder(name)
+        rows.append(BACKENDS[name])
+    return rows
+
+
+def build_engines(
+    bundle: Bundle,
+    backends: Sequence[Backend],
+    precisions: Sequence[str],
+    settings: BuilderSettings,
+    *,
+    console: Console,
+) -> dict[str, Passport]:
+    """Build engines of a bundle's graphs into it, as `engines/<backend>-<precision>.engine`.
+
+    Args:
+        bundle: the bundle.
+        backends: rows of `BACKENDS` that build engines of graphs.
+        precisions: of the graphs; all that a backend takes if none is named.
+        settings: of the builders.
+        console: where progress is shown.
+
+    Returns:
+        Passports, by name of the engine.
+
+    Raises:
+        UsageError: if a backend takes no graph of a precision, or more faces in a call than the bundle.
+        BadBundle: if the bundle has no graph of a precision.
+        CheckFailed: if a runtime refuses a graph, or the engine is not of the precision.
+    """
+    if settings.max_batch > bundle.manifest.max_batch:
+        raise UsageError(
+            f"found --max-batch {settings.max_batch}; {bundle.path} takes up to {bundle.manifest.max_batch} faces.",
+            hint=f"--max-batch {bundle.manifest.max_batch}",
+        )
+    wanted = [(backend, name) for backend in backends for name in _precisions_for(bundle, backend, precisions)]
+    found = {}
+    for backend, precision in wanted:
+        name = f"{backend.name}-{precision}"
+        graph, engine = bundle.graph(precision), bundle.path / "engines" / f"{name}.engine"
+        with status_line(console, f"building {name} ...") as show:
+            passport = build_engine(
+                backend.name,
+                graph,
+                engine,
+                precision=precision,
+                face_shape=bundle.manifest.face_shape,
+                settings=settings,
+                progress=functools.partial(_show, show),
+            )
+        found[name] = _proven(bundle, backend, precision, engine, passport) if backend.is_usable() else passport
+    return found
+
+
+def built_engine(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
+    """The engine of a bundle that a backend built at a precision; None if there is none.
+
+    Raises:
+        BadBundle: if it has no passport, or was built from another graph than the bundle has.
+    """
+    engine = bundle.path / "engines" / f"{backend.name}-{precision}.engine"
+    if not engine.exists() and not passport_of(engine).exists():
+        return None
+    hint = rebuild_command(engine, backend.name, precision)
+    passport = Passport.read(engine, hint=hint)
+    if precision not in bundle.manifest.graphs or passport.graph_sha256 != bundle.graph_sha256(precision):
+        raise BadBundle(f"{engine} was built from another graph than {bundle.path} has.", hint=hint)
+    return engine
+
+
+def _show(show: Callable[[str], None], phase: str, done: int, steps: int) -> None:
+    show(f"{phase.lower()}, {done} of {steps}")
+
+
+def _precisions_for(bundle: Bundle, backend: Backend, asked: Sequence[str]) -> list[str]:
+    """Precisions that a backend builds engines of: those asked for, or all that it takes and the bundle has."""
+    for name in asked:
+        if name not in backend.precisions:
+            raise UsageError(f"{backend.title} takes no {name} graph; it takes {', '.join(backend.precisions)}.")
+        bundle.graph(name)  # raises
+    return list(asked) or [name for name in bundle.manifest.graphs if name in backend.precisions]
+
+
+def _proven(bundle: Bundle, backend: Backend, precision: str, engine: Path, passport: Passport) -> Passport:
+    """Read from the engine which types its layers compute in, and refuse one that is not of the precision."""
+    manifest, row = bundle.manifest, PRECISIONS[precision]
+    shape, count = manifest.face_shape, passport.profiles[0][1]
+    session = open_engine(backend, engine, precision=precision, face_shape=shape, max_batch=manifest.max_batch)
+    assert isinstance(session, TensorRtEngine)
+    layers, milliseconds = session.layers(np.zeros((count, *shape), np.uint8))
+    session.close()
+    by_time = share_of_time(layers, milliseconds)
+    counts = Counter(narrowest(layer.numbers) for layer in layers if layer.numbers)
+    share = by_time.get(row.number, 0.0)
+    if share < row.min_share:
+        engine.unlink()
+        passport_of(engine).unlink()
+        raise CheckFailed(
+            f"{engine.name} is no {row.title} engine: {share:.0%} of the members' time is in {row.number}, needed are "
+            f"{row.min_share:.0%}; found are {', '.join(f'{each} {part:.0%}' for each, part in by_time.items())}.",
+            hint="another precision, or another version of the runtime",
+        )
+    proven = dataclasses.replace(passport, engine=dict(counts), time_share=by_time)
+    proven.write(engine)
+    return proven
