@@ -7,7 +7,7 @@ LINKS  := build/links/emoexport
 STUBS  := build/stubs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format links clean
+.PHONY: help install demo test test-all test-gpu check format links clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -31,6 +31,9 @@ test: $(READY) ## the tests, under 10 minutes on 2 cores
 
 test-all: $(READY) ## the slow ones too
 	@$(BIN)/python -m pytest
+
+test-gpu: $(READY) ## those that need a CUDA device; they skip where there is none
+	@NVIDIA_TF32_OVERRIDE=0 $(BIN)/python -m pytest -m gpu
 
 check: $(READY) links $(STUBS) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

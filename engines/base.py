@@ -78,6 +78,10 @@ class Engine(ABC):
         self._refuse(faces)
         return self._scores(np.ascontiguousarray(faces))
 
+    def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float] | None:  # noqa: ARG002 (for those that can)
+        """Milliseconds of one call to the device, on it, and back; None where an engine cannot tell."""
+        return None
+
     @abstractmethod
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         """Run checked, contiguous faces."""

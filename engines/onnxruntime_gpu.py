@@ -23,7 +23,7 @@ from emoexport.engines.onnxruntime_engine import session_options
 from emoexport.errors import EmoexportError, MissingRuntime
 from emoexport.outcome import Outcome
 
-__all__ = ["OnnxRuntimeCudaEngine", "OnnxRuntimeTensorRtEngine"]
+__all__ = ["OnnxRuntimeCudaEngine", "OnnxRuntimeTensorRtEngine", "load_libraries", "load_tensorrt"]
 
 _TYPES: Mapping[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 _FP32 = {"use_tf32": "0"}
@@ -63,7 +63,7 @@ class _GpuEngine(GraphEngine):
 
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
         require_device()
-        _load_libraries()
+        load_libraries()
         self._lock = threading.Lock()
         self._bound: dict[int, _Bound] = {}
         self._open(graph, threads, cache)
@@ -183,7 +183,7 @@ class OnnxRuntimeTensorRtEngine(_GpuEngine):
     def _open(self, graph: Path, threads: int | None, cache: Path | None) -> None:
         # The provider keeps one CUDA graph a session, and replays it whatever the batch is.
         self.uncaptured = "the TensorRT provider has one CUDA graph for all batch sizes"
-        _load_tensorrt()
+        load_tensorrt()
         options = session_options(threads)
         # ONNX Runtime's own passes move Q/DQ pairs to where TensorRT does not fuse them; TensorRT optimises alone.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -216,7 +216,7 @@ def _on_device(shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
 
 
 @functools.cache
-def _load_libraries() -> None:
+def load_libraries() -> None:
     """Load CUDA and cuDNN from NVIDIA's packages, wherever they are installed; the system's own are found without.
 
     What is missing is printed by ONNX Runtime: to standard error, as standard output is for results.
@@ -231,7 +231,7 @@ def _load_libraries() -> None:
         ort.preload_dlls()
 
 
-def _load_tensorrt() -> None:
-    """TensorRT's package of libraries loads them when it is imported; without it the system's own are found."""
+def load_tensorrt() -> None:
+    """Load TensorRT, as its package of libraries does when it is imported; without it the system's own are found."""
     with contextlib.suppress(ImportError):
         importlib.import_module("tensorrt_libs")

@@ -110,7 +110,7 @@ class TensorRtEngine(GraphEngine):
             self._reserve(max(self.max_batch, *(least for least, _, _ in self._profiles)))
         self._contexts: dict[int, trt.IExecutionContext] = {}
         self._graphs: dict[tuple[int, int, tuple[str, ...]], Callable[[], None] | None] = {}
-        self.graph_problem = "" if self._memory.has_graphs else f"{self._memory.name} has no CUDA graphs"
+        self.uncaptured = "" if self._memory.has_graphs else f"{self._memory.name} has no CUDA graphs"
         """Why calls are not CUDA graphs; empty where they are."""
 
     def layers(self, faces: NDArray[np.uint8]) -> tuple[list[EngineLayer], dict[str, float]]:
@@ -181,7 +181,7 @@ class TensorRtEngine(GraphEngine):
             self._enqueue(self._context(index, count))
             self._copy_out(outputs, count)
 
-        if self.graph_problem:
+        if self.uncaptured:
             return begin
         if key not in self._graphs:
             self._graphs[key] = None
@@ -192,7 +192,7 @@ class TensorRtEngine(GraphEngine):
             try:
                 launch = self._memory.capture(begin)
             except CheckFailed as err:
-                self.graph_problem = str(err)
+                self.uncaptured = str(err)
                 return begin
         self._graphs[key] = launch  # the last to be dropped
         if len(self._graphs) > _SIZES_KEPT:

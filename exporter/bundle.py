@@ -24,7 +24,7 @@ from pydantic import Field
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
-from emoexport.files import sha256_of
+from emoexport.files import sha256_of, write_text
 from emoexport.passes import Choice, Weight, pass_weights
 from emoexport.precision import PRECISIONS, precisions_named
 from emoexport.statistics import Estimate
@@ -207,6 +207,14 @@ class Manifest(SealedRecord):
         return pass_weights([member.weight for member in self.members], [view.weight for view in self.views])
 
     @property
+    def gflop_a_face(self) -> float | None:
+        """10^9 floating-point operations of all passes that are computed; None where they were not counted."""
+        counted = [member.gflop_a_pass for member in self.members if member.gflop_a_pass is not None]
+        if len(counted) < len(self.members):
+            return None
+        return sum(counted) * self.passes_a_face / len(counted)
+
+    @property
     def passes_a_face(self) -> int:
         """How many are computed: those of a view that shows what another one does are not."""
         return len(self.members) * sum(view.same_as is None for view in self.views)
@@ -294,6 +302,11 @@ class Bundle:
     def build_command(self, *precisions: str, tuning: Path | None = None) -> str:
         """The command that makes this bundle again, with further precisions, and by another tuning."""
         return _command(self.path, self.manifest, *precisions, tuning=tuning)
+
+    def write_report(self, name: str, report: Record, markdown: str) -> None:
+        """Write `reports/<name>.json` and `.md`."""
+        write_text(self.path / "reports" / f"{name}.json", report.to_json())
+        write_text(self.path / "reports" / f"{name}.md", markdown)
 
     def run(self) -> Path:
         """The training run that the bundle was built from."""

@@ -177,29 +177,48 @@ def verify(
 @app.command()
 def bench(
     bundle: BundleDir = None,
+    device: Annotated[
+        str, typer.Option(help="What the reference runs on, and engines if none is named: cpu, or cuda.")
+    ] = "cpu",
     engine: Engines = None,
     precision: Precisions = None,
+    rivals: Annotated[
+        bool | None,
+        typer.Option(help="Time PyTorch's own ways too: batched views, autocast, torch.compile. Usual with cuda."),
+    ] = None,
     run: RunOption = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Faces in a call, repeatable; 1 and 16 if none.")] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Faces in a call, repeatable; 1 and 16 if none, with cuda 1 to 64, doubled."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each engine at each batch size.")] = 20,
     threads: Threads = None,
     cache: Cache = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be timed, and what skipped and why; time nothing.")
+    ] = False,
 ) -> None:
     """Time every engine against the PyTorch reference, all in turn; the last line printed is JSON.
 
     Example: [bold]emoexport bench build/fer2013 --batch 1 --batch 32[/bold]
     """
     opened = open_bundle(bundle)
-    from emoexport import pipeline  # noqa: PLC0415
-    from emoexport.tables import speed_table  # noqa: PLC0415
+    from emoexport import benchmark  # noqa: PLC0415
+    from emoexport.tables import planned_table, speed_table  # noqa: PLC0415
 
     console = console_of()
-    report = pipeline.bench(
+    if dry_run:
+        planned = benchmark.plan_bench(opened, device=device, engines=engine, precisions=precision, rivals=rivals)
+        print_table(console, f"{opened.path}, on {device}", planned_table(planned))
+        return
+    report = benchmark.bench(
         opened,
+        device=device,
         engines=engine,
         precisions=precision,
+        rivals=rivals,
         run=run,
-        batches=batch or (1, 16),
+        batches=batch,
         rounds=rounds,
         threads=threads,
         cache=cache,

@@ -1,9 +1,6 @@
 """The fold compiled ahead of time by PyTorch: packages of machine code and weights, for one kind of machine."""
 
 import logging
-import os
-import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from emoexport.bundle import Bundle, PackageEntry
 from emoexport.engines import BACKENDS, open_engine
-from emoexport.engines.machine import instruction_sets, versions_of
+from emoexport.engines.machine import find_compiler, instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
 from emoexport.files import new_file
-from emoexport.fold import Branches, Fold
+from emoexport.fold import Autocast, Branches, Fold
 from emoexport.member_graph import MemberGraph
 from emoexport.precision import PRECISIONS
 
@@ -38,28 +35,10 @@ _FACES = 16
 """In the call that kernels and the order of weights in memory are chosen for; any other number works too."""
 
 
-class _InBf16(nn.Module):
-    """Members whose layers compute in BF16, FP32 around them.
-
-    Autocast gives convolutions and matrix products BF16 operands, and what lies between them BF16 values; the
-    compiler computes each kernel of reductions, powers and exponentials in FP32 and rounds what it stores.
-    """
-
-    def __init__(self, members: Branches) -> None:
-        super().__init__()
-        self.members = members
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`, both float32."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits: Tensor = self.members(pictures)
-        return logits.float()
-
-
-_MEMBERS: Mapping[str, Callable[[Branches], nn.Module]] = {"fp32": lambda members: members, "bf16": _InBf16}
+_MEMBERS: Mapping[str, Callable[[Branches], nn.Module]] = {
+    "fp32": lambda members: members,
+    "bf16": lambda members: Autocast(members, device="cpu", dtype=torch.bfloat16),
+}
 """By precision, what computes in it."""
 
 
@@ -69,8 +48,8 @@ def require_compiler() -> None:
     Raises:
         MissingRuntime: if there is no C++ compiler.
     """
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
+    compiler, where = find_compiler()
+    if where is None:
         raise MissingRuntime(
             f"{_BACKEND.title} needs a C++ compiler; there is no {compiler} here.",
             hint="apt install g++; or CXX=/path/to/compiler; or build without --engine inductor",

@@ -13,7 +13,7 @@ from emoexport.member_graph import MemberGraph
 from emoexport.stacked import Stacked, one_architecture
 from emoexport.views import View
 
-__all__ = ["LAYOUTS", "Branches", "Fold"]
+__all__ = ["LAYOUTS", "Autocast", "Branches", "Fold"]
 
 
 class Branches(nn.ModuleList):
@@ -52,6 +52,31 @@ class Branches(nn.ModuleList):
         if isinstance(first, MemberGraph) and isinstance(second, MemberGraph):
             return one_architecture([first, second])
         return one == other
+
+
+class Autocast(nn.Module):
+    """Members whose layers compute in a type of fewer bits, FP32 around them.
+
+    Autocast gives convolutions and matrix products operands of that type, and what lies between them values of it.
+
+    Args:
+        members: all as one module.
+        device: `cpu` or `cuda`.
+        dtype: `torch.float16` or `torch.bfloat16`.
+    """
+
+    def __init__(self, members: Branches, *, device: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.members, self.device, self.dtype = members, device, dtype
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`, both float32."""
+        with torch.autocast(self.device, dtype=self.dtype):
+            logits: Tensor = self.members(pictures)
+        return logits.float()
 
 
 LAYOUTS: Mapping[str, Callable[[Sequence[MemberGraph]], Branches | Stacked]] = {

@@ -1,9 +1,9 @@
-"""Where the stages meet: a run becomes a bundle, a bundle is verified and timed."""
+"""Where the stages meet: a run becomes a bundle, a bundle is verified."""
 
 import functools
 import os
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,10 @@ from emoexport.calibration import (
 from emoexport.compiled import compile_fold, require_compiler
 from emoexport.config import timestamp
 from emoexport.decision import Decision
-from emoexport.engines import BACKENDS
-from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of
 from emoexport.entries import graph_entry, member_entries, view_entry
-from emoexport.errors import BadBundle, BadCheckpoint, BadData, UsageError
+from emoexport.errors import BadCheckpoint, BadData, UsageError
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.fold import Fold
 from emoexport.gate import GATE_FACES, judge_graphs
@@ -43,15 +41,14 @@ from emoexport.progress import progress_bar
 from emoexport.quantize import feeds_of
 from emoexport.rewrites import prepare_members
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
-from emoexport.sessions import open_engines, open_judge, open_reference
-from emoexport.tables import parity_markdown, speed_markdown
-from emoexport.throughput import SpeedReport, measure
+from emoexport.sessions import graphs_of, noted, open_engines, open_judge, open_reference
+from emoexport.tables import parity_markdown
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.dataset import Faces
 from emoexport.tuning import TUNING_FILE, nodes_left, read_tuning
 from emoexport.views import coinciding, views_named
 
-__all__ = ["bench", "build", "verify"]
+__all__ = ["build", "verify"]
 
 
 def build(
@@ -266,15 +263,6 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             )
 
 
-def _noted(console: Console) -> Callable[[str], None]:
-    return lambda sentence: console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
-
-
-def _graphs_of(opened: Sequence[Engine]) -> set[str]:
-    """The precisions of the graphs among what was opened."""
-    return {engine.precision for engine in opened if BACKENDS[engine.backend].built_from != "fold"}
-
-
 def verify(
     bundle: Bundle,
     *,
@@ -313,7 +301,7 @@ def verify(
     batch = min(batch, bundle.manifest.max_batch)
     reference, where, record = open_reference(bundle, run)
     opened = open_engines(
-        bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=_noted(console)
+        bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=noted(console)
     )
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
@@ -357,75 +345,9 @@ def verify(
         batch=batch,
         latency={name: latency_of(times) for name, times in samples.items()},
         size_bytes=bundle.sizes(),
-        notes=bundle.notes(_graphs_of(opened)),
+        notes=bundle.notes(graphs_of(opened)),
         machine=describe_machine(),
         verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",
     )
-    _write_report(bundle, "parity", report, parity_markdown(report))
+    bundle.write_report("parity", report, parity_markdown(report))
     return report
-
-
-def bench(
-    bundle: Bundle,
-    *,
-    engines: list[str] | None = None,
-    precisions: list[str] | None = None,
-    run: Path | None = None,
-    batches: Sequence[int] = (1, 16),
-    rounds: int = 20,
-    threads: int | None = None,
-    cache: Path | None = None,
-    console: Console,
-) -> SpeedReport:
-    """Time every engine against the reference, and write `reports/bench.json` and `.md`.
-
-    Args:
-        bundle: the bundle.
-        engines: names of backends; None for all that are installed.
-        precisions: None for all of the bundle.
-        run: where the run is now, if it was moved.
-        batches: numbers of faces in a call.
-        rounds: counted calls of each engine at each batch size.
-        threads: how many each runtime may use.
-        cache: where runtimes that can keep what they compile.
-        console: where progress is shown.
-
-    Raises:
-        BadBundle: if a batch is larger than the bundle takes.
-    """
-    manifest = bundle.manifest
-    if not batches or min(batches) < 1 or max(batches) > manifest.max_batch:
-        raise BadBundle(
-            f"batches are {list(batches)}; {bundle.path} takes 1 to {manifest.max_batch} faces in a call.",
-            hint="emoexport build --max-batch N",
-        )
-    reference, _, _ = open_reference(bundle, run)
-    judge = open_judge(bundle, reference, threads)
-    opened = open_engines(
-        bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=_noted(console)
-    )
-    with progress_bar(console, "timing, all in turn", len(batches) * (rounds + 2)) as advance:
-        results = measure(
-            opened,
-            reference=judge,
-            batches=batches,
-            rounds=rounds,
-            passes_a_face=manifest.passes_a_face,
-            progress=advance,
-        )
-    report = SpeedReport(
-        created=timestamp(),
-        bundle_digest=manifest.digest,
-        passes_a_face=manifest.passes_a_face,
-        results=tuple(results),
-        size_bytes=bundle.sizes(),
-        notes=bundle.notes(_graphs_of(opened)),
-        machine=describe_machine(),
-    )
-    _write_report(bundle, "bench", report, speed_markdown(report))
-    return report
-
-
-def _write_report(bundle: Bundle, name: str, report: Any, markdown: str) -> None:
-    write_text(bundle.path / "reports" / f"{name}.json", report.to_json())
-    write_text(bundle.path / "reports" / f"{name}.md", markdown)

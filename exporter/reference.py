@@ -22,7 +22,8 @@ __all__ = ["Reference"]
 class Reference:
     """Members, views, vote and decision of an ensemble, run one pass after the other.
 
-    A member maps faces `(n, C, H, W)` in [0, 1] to logits `(n, L)`; what it normalises it does itself.
+    A member maps faces `(n, C, H, W)` in [0, 1] to logits `(n, L)`; what it normalises it does itself. Passes
+    are made where the members are, on the CPU or a GPU.
     """
 
     members: Sequence[nn.Module]
@@ -44,17 +45,17 @@ class Reference:
         Returns:
             float32 `(N, K, V, L)`.
         """
-        dtype = next(self.members[0].parameters()).dtype
+        weights = next(self.members[0].parameters())
         batches = []
         with torch.inference_mode():
             for start in range(0, len(faces), self.batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(faces[start : start + self.batch_size]))
-                pictures = batch.permute(0, 3, 1, 2).to(dtype) / 255
+                pictures = batch.to(weights.device).permute(0, 3, 1, 2).to(weights.dtype) / 255
                 passes = [
                     torch.stack([member(view(pictures)).softmax(dim=-1) for view in self.views], dim=1)
                     for member in self.members
                 ]
-                batches.append(torch.stack(passes, dim=1).numpy())
+                batches.append(torch.stack(passes, dim=1).cpu().numpy())
                 if progress is not None:
                     progress(len(batch))
         return np.concatenate(batches)

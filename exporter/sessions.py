@@ -1,22 +1,24 @@
 """The reference and the engines of a bundle, opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.compiled import require_this_machine
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
-from emoexport.errors import BadBundle, BadCheckpoint, MissingRuntime
+from emoexport.errors import BadBundle, BadCheckpoint, EmoexportError, MissingRuntime
 from emoexport.prebuilt import built_engine
 from emoexport.precision import PRECISIONS
 from emoexport.reference import Reference
 from emoexport.train.checkpoint import RunRecord, load_members, read_run
 from emoexport.views import views_named
 
-__all__ = ["open_engines", "open_judge", "open_reference", "run_of"]
+__all__ = ["can_open", "graphs_of", "noted", "open_engines", "open_judge", "open_reference", "run_of"]
 
 
 def run_of(bundle: Bundle, run: Path | None = None) -> tuple[Path, RunRecord]:
@@ -72,9 +74,11 @@ def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, 
     return reference, where, record
 
 
-def open_judge(bundle: Bundle, reference: Reference, threads: int | None = None) -> TorchEngine:
-    """The reference as an engine that takes what those of the bundle take."""
+def open_judge(bundle: Bundle, reference: Reference, threads: int | None = None, *, device: str = "cpu") -> TorchEngine:
+    """The reference as an engine that takes what those of the bundle take, its members moved to a device."""
     manifest = bundle.manifest
+    for member in reference.members:
+        member.to(device)
     return TorchEngine(reference, face_shape=manifest.face_shape, max_batch=manifest.max_batch, threads=threads)
 
 
@@ -82,6 +86,7 @@ def open_engines(
     bundle: Bundle,
     *,
     engines: list[str] | None = None,
+    device: str | None = None,
     precisions: list[str] | None = None,
     threads: int | None = None,
     cache: Path | None = None,
@@ -92,6 +97,7 @@ def open_engines(
     Args:
         bundle: the bundle.
         engines: names of backends; None for all that are usable here.
+        device: if none is named, only those that run on it, `cpu` or `cuda`; None for both.
         precisions: None for all of the bundle.
         threads: how many each runtime may use.
         cache: where runtimes that can keep what they compile.
@@ -106,7 +112,7 @@ def open_engines(
         (backend.name, precision): file
         for precision in _precisions_of(bundle, precisions)
         for backend in backends_named(engines)
-        if (file := _file_for(bundle, backend, precision))
+        if (engines or device in (None, backend.device)) and (file := _file_for(bundle, backend, precision))
     }
     if not files and not engines:
         raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
@@ -130,6 +136,27 @@ def open_engines(
                 raise
             note(f"{row}-{precision} is left out: {err}")
     return opened
+
+
+def can_open(bundle: Bundle, backend: Backend, precision: str) -> str:
+    """Why a backend opens nothing of a bundle at a precision; empty if it can. Nothing is loaded."""
+    if not backend.is_installed():
+        return f"not installed (pip install {backend.requirement})"
+    try:
+        file = _file_for(bundle, backend, precision)
+    except EmoexportError as err:
+        return str(err).rstrip(".")
+    return "" if file else f"the bundle has no {'engine' if backend.built_from else 'graph'} of it"
+
+
+def graphs_of(opened: Sequence[Engine]) -> set[str]:
+    """The precisions of the graphs among what was opened."""
+    return {engine.precision for engine in opened if BACKENDS[engine.backend].built_from != "fold"}
+
+
+def noted(console: Console) -> Callable[[str], None]:
+    """What shows a reader what `open_engines` left out."""
+    return lambda sentence: console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:

@@ -107,9 +107,7 @@ def summarize(bundle: Bundle) -> BundleSummary:
     """
     manifest = bundle.manifest
     models = {precision: _read_graph(bundle, precision) for precision in manifest.graphs}
-    counted = [(member.parameters, member.gflop_a_pass) for member in manifest.members]
-    known = [(parameters, gflop) for parameters, gflop in counted if parameters is not None and gflop is not None]
-    complete = len(known) == len(counted)
+    parameters = [member.parameters for member in manifest.members if member.parameters is not None]
     return BundleSummary(
         bundle=str(bundle.path),
         digest=manifest.digest,
@@ -125,8 +123,8 @@ def summarize(bundle: Bundle) -> BundleSummary:
         layout=manifest.layout,
         rewrites=manifest.rewrites,
         passes_a_face=manifest.passes_a_face,
-        parameters=sum(parameters for parameters, _ in known) if complete else None,
-        gflop_a_face=sum(gflop for _, gflop in known) * manifest.passes_a_face / len(known) if complete else None,
+        parameters=sum(parameters) if len(parameters) == len(manifest.members) else None,
+        gflop_a_face=manifest.gflop_a_face,
         calibration=manifest.calibration,
         bytes_in_a_face=math.prod(manifest.face_shape),
         bytes_out_a_face=_output_bytes(next(iter(models.values())).graph),

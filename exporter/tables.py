@@ -7,9 +7,10 @@ from rich.table import Table
 from emoexport.cube import CubeAccuracy
 from emoexport.decision import Gain, TemperatureReport
 from emoexport.parity import EngineParity, ParityReport
+from emoexport.precision import PRECISIONS
 from emoexport.statistics import Share
 from emoexport.table_format import Row, markdown_table, terminal_table
-from emoexport.throughput import EngineSpeed, SpeedReport
+from emoexport.throughput import EngineSpeed, Planned, SpeedReport
 from emoexport.train.checkpoint import FittedDecision
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "machine_line",
     "parity_markdown",
     "parity_table",
+    "planned_table",
     "rules_markdown",
     "rules_table",
     "speed_markdown",
@@ -65,6 +67,15 @@ def speed_table(report: SpeedReport) -> Table:
     )
 
 
+def planned_table(planned: Sequence[Planned]) -> Table:
+    """What a bench would time, for the terminal."""
+    rows = [
+        {"engine": one.name, "what it is": one.title, "": f"skipped: {one.problem}" if one.problem else "timed"}
+        for one in planned
+    ]
+    return terminal_table(list(rows[0]), rows, texts=list(rows[0]))
+
+
 def speed_markdown(report: SpeedReport) -> str:
     """The whole report as Markdown."""
     parts = [
@@ -73,10 +84,21 @@ def speed_markdown(report: SpeedReport) -> str:
         markdown_table([_speed_row(result) for result in report.results]),
         "End to end from uint8 faces in memory to labels. All engines in turn in one run; times reference: "
         "median of the ratios round by round, 95 % bootstrap interval.",
+        *_peak_lines(report),
         *report.notes,
         machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _peak_lines(report: SpeedReport) -> list[str]:
+    if not report.gemm_peak_tops:
+        return []
+    peaks = ", ".join(f"{number} {tops:,.3g}" for number, tops in report.gemm_peak_tops.items())
+    return [
+        f"A large matrix product by PyTorch reaches here, in 10^12 operations a second: {peaks}. Of peak: the share of "
+        "it that all operations of the passes come to in the median time of a call."
+    ]
 
 
 def cube_table(accuracies: Sequence[CubeAccuracy]) -> Table:
@@ -178,7 +200,8 @@ def _size(report: ParityReport, result: EngineParity) -> int:
 
 
 def _speed_row(result: EngineSpeed) -> Row:
-    engine, _, precision = result.engine.rpartition("-")
+    precision = max((name for name in PRECISIONS if result.engine.endswith(f"-{name}")), key=len)
+    engine = result.engine.removesuffix(f"-{precision}")
     ratio = result.times_reference
     return {
         "engine": "PyTorch" if engine == "torch" else engine,
@@ -191,6 +214,8 @@ def _speed_row(result: EngineSpeed) -> Row:
         "faces/s": f"{result.faces_a_second:.1f}",
         "passes/s": f"{result.passes_a_second:,.0f}",
         "times reference": f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+        "of peak %": "" if result.share_of_peak is None else f"{100 * result.share_of_peak:.0f}",
+        "there, on it, back ms": "" if result.split_ms is None else " ".join(f"{ms:.2f}" for ms in result.split_ms),
     }
 
 

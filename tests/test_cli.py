@@ -136,6 +136,8 @@ MISTAKES = [
     ("verify {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
     ("verify {bundle} --run no/such/run", 4, "error: the training run of {bundle} is not at no/such/run"),
     ("bench {bundle} --batch 1000", 4, "error: batches are [1000]"),
+    ("bench {bundle} --device tpu", 2, "error: 'tpu' is no device; known are cpu, cuda."),
+    ("bench {bundle} --device cuda --engine openvino", 2, "error: OpenVINO runs on cpu, and the reference was to run"),
     ("cube no/such/bundle", 4, "error: no/such/bundle is no bundle"),
     ("cube {bundle} --engine tpu", 2, "error: 'tpu' is no engine; known are torch, "),
     ("cube {bundle} --precision int8", 2, "error: torch is the reference, which computes in fp32; found is int8"),

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emoexport import benchmark, pipeline, sessions
 from emoexport import compiled as compiling
-from emoexport import pipeline, sessions
 from emoexport.bundle import Bundle, FileEntry, PackageEntry
 from emoexport.engines.machine import instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
@@ -103,7 +103,7 @@ def test_a_bundle_with_packages_is_verified_like_any_other(compiled, quiet):
     engines = {result.engine for result in report.results}
     assert {"inductor-fp32", "inductor-bf16", "onnxruntime-fp32"} <= engines
     assert report.size_bytes == again.sizes()
-    speed = pipeline.bench(again, engines=["inductor"], batches=(1, 3), rounds=2, threads=1, console=quiet)
+    speed = benchmark.bench(again, engines=["inductor"], batches=(1, 3), rounds=2, threads=1, console=quiet)
     assert {result.engine for result in speed.results} == {"torch-fp32", "inductor-fp32", "inductor-bf16"}
     fp32, bf16 = (again.sizes()[f"inductor-{name}"] for name in ("fp32", "bf16"))
     assert bf16 < fp32  # the weights of its layers are BF16

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from emoexport.engines import BACKENDS, doctor, machine
+from emoexport.engines import BACKENDS, doctor, doctor_probes, machine
 from emoexport.engines.cuda import Cuda, Device, find_cuda
 from emoexport.errors import MissingRuntime
 
@@ -53,17 +53,21 @@ def examined(monkeypatch):
 
         named = {"cuda.bindings": "cuda-bindings"}
         versions = {named.get(name, name): version for name, version in packages.items()}
-        values = {
+        system = {
             "find_cuda": lambda: cuda,
-            "versions_of": lambda *names: {name: versions[name] for name in names if name in versions},
             "memory_bytes": lambda: tuple(size * 10**9 for size in memory),
-            "shutil": SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=disk * 10**9), which=lambda name: None),
+            "shutil": SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=disk * 10**9)),
+        }
+        others = {
+            "versions_of": lambda *names: {name: versions[name] for name in names if name in versions},
+            "shutil": SimpleNamespace(which=lambda name: None),
             "_ask": answer,
             "_nvidia_cards": lambda: card,
             "_torch_build": lambda: (packages["torch"], packages.get("torch's CUDA")),
         }
-        for name, value in values.items():
-            monkeypatch.setattr(doctor, name, value)
+        for module, values in ((doctor, system), (doctor_probes, others)):
+            for name, value in values.items():
+                monkeypatch.setattr(module, name, value)
         spec = SimpleNamespace(origin="somewhere")
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name in packages else None)
         monkeypatch.setattr(machine, "_cpuinfo", lambda: {"model name": "Some CPU", "flags": flags})
@@ -134,8 +138,8 @@ def test_an_onnxruntime_for_the_cpu_alone(examined):
 @pytest.mark.skipif(bool(find_cuda().version), reason="there is a driver")
 @pytest.mark.parametrize("name", ["CUDA", "Tensorrt"])
 def test_providers_that_are_built_in_do_not_load_without_a_driver(name):
-    if name in doctor._providers():
-        assert re.search(r"does not load: OSError: lib\w+\.so", doctor._provider_problem(name))
+    if name in doctor_probes._providers():
+        assert re.search(r"does not load: OSError: lib\w+\.so", doctor_probes._provider_problem(name))
 
 
 def test_one_package_for_device_memory_is_enough(examined):
@@ -310,12 +314,12 @@ def test_tensorrt_is_imported_elsewhere_and_no_runtime_made(source, status, said
     (tmp_path / "tensorrt.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    doctor._ask.cache_clear()
+    doctor_probes._ask.cache_clear()
     monkeypatch.setattr(doctor, "_probes", lambda cuda: [("builders", "TensorRT", lambda: probe(cuda))])
     monkeypatch.setattr(doctor, "find_cuda", lambda: with_device(H100))
-    probe = partial(doctor._builder, BACKENDS["tensorrt"])
+    probe = partial(doctor_probes._builder, BACKENDS["tensorrt"])
     (row,) = doctor.examine().rows
-    doctor._ask.cache_clear()
+    doctor_probes._ask.cache_clear()
     assert row.status == status
     assert said in row.found
     assert "tensorrt" not in sys.modules or not sys.modules["tensorrt"].__file__.startswith(str(tmp_path))

@@ -7,6 +7,7 @@ import pytest
 from emoexport import sessions
 from emoexport.engines import BACKENDS, backends_named, open_engine
 from emoexport.engines.base import Engine
+from emoexport.engines.passport import passport_of
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
 from emoexport.precision import PRECISIONS
@@ -14,11 +15,13 @@ from emoexport.precision import PRECISIONS
 CASES = [
     pytest.param(
         (backend, precision),
-        marks=[pytest.mark.slow] if backend.built_from else [],
+        marks=[
+            *([pytest.mark.gpu] if backend.device == "cuda" else []),
+            *([pytest.mark.slow] if backend.built_from == "fold" else []),
+        ],
         id=f"{backend.name}-{precision}",
     )
     for backend in BACKENDS.values()
-    if backend.built_from != "graph"  # these need a GPU, and have tests of their own on a fake one
     for precision in backend.precisions
 ]
 
@@ -26,15 +29,23 @@ BATCHES = (1, 2, 7, 16)
 
 
 @pytest.fixture(scope="module", params=CASES)
-def opened(request) -> tuple[Engine, Path]:
+def opened(request, tmp_path_factory) -> tuple[Engine, Path]:
     """An engine, and the file it was opened from."""
     backend, precision = request.param
     if not backend.is_usable():
         pytest.skip(f"{backend.title} is not usable here")
-    bundle = request.getfixturevalue("compiled" if backend.built_from else "bundle")
-    entry = bundle.manifest.opened[f"{backend.name}-{precision}" if backend.built_from else precision]
-    file = bundle.path / entry.file
-    return open_engine(backend, file, precision=precision, face_shape=(32, 32, 1), max_batch=64), file
+    limits = {"precision": precision, "face_shape": (32, 32, 1)}
+    if backend.built_from == "graph":
+        from emoexport.engines.tensorrt_build import BuilderSettings, build_engine
+
+        graph = request.getfixturevalue("bundle").graph(precision)
+        file = tmp_path_factory.mktemp("engines") / f"{backend.name}-{precision}.engine"
+        build_engine(backend.name, graph, file, settings=BuilderSettings(opt_batch=(1, 16), max_batch=64), **limits)
+    else:
+        bundle = request.getfixturevalue("compiled" if backend.built_from else "bundle")
+        entry = bundle.manifest.opened[f"{backend.name}-{precision}" if backend.built_from else precision]
+        file = bundle.path / entry.file
+    return open_engine(backend, file, max_batch=64, **limits), file
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +123,9 @@ def test_a_mirrored_face_gets_the_same_vote(engine, faces, count):
 
 def test_a_copy_of_the_file_opened_again_gives_the_same(opened, faces, tmp_path):
     engine, file = opened
-    copy = Path(shutil.copy(file, tmp_path / f"copy{file.suffix}"))
+    copy = Path(shutil.copy(file, tmp_path))
+    if passport_of(file).exists():
+        shutil.copy(passport_of(file), tmp_path)
     again = open_engine(
         BACKENDS[engine.backend], copy, precision=engine.precision, face_shape=(32, 32, 1), max_batch=64
     )

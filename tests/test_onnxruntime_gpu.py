@@ -145,8 +145,8 @@ def gpu(monkeypatch) -> None:
     """A machine with a device and both providers, as far as the engines can see."""
     device = Device(index=0, name="drawn", compute_capability="9.0", memory_bytes=1 << 36)
     monkeypatch.setattr(cuda, "find_cuda", lambda: Cuda(devices=(device,), version="13.0"))
-    monkeypatch.setattr(onnxruntime_gpu, "_load_libraries", lambda: None)
-    monkeypatch.setattr(onnxruntime_gpu, "_load_tensorrt", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "load_libraries", lambda: None)
+    monkeypatch.setattr(onnxruntime_gpu, "load_tensorrt", lambda: None)
     names = {"SessionOptions", "RunOptions", "GraphOptimizationLevel"}
     fake = SimpleNamespace(
         InferenceSession=FakeSession, OrtValue=FakeValue, **{name: getattr(ort, name) for name in names}
@@ -355,7 +355,7 @@ def test_libraries_are_looked_for_in_nvidias_packages(monkeypatch, tmp_path, cap
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "elsewhere"), str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda _: spec)
     monkeypatch.setattr(onnxruntime_gpu, "ort", SimpleNamespace(cuda_version="13.0", preload_dlls=preload_dlls))
-    onnxruntime_gpu._load_libraries.__wrapped__()
+    onnxruntime_gpu.load_libraries.__wrapped__()
     assert calls == [{"cudnn": False, "directory": str(tmp_path / "cu13/lib")}, {}]
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("Failed to load")) == ("", 2)

@@ -118,7 +118,7 @@ def test_every_version_builds_and_runs_with_the_names_it_has(runtime, bundle, wa
             for found, right in zip(session.run(faces[0][:count]), wanted.run(faces[0][:count]), strict=True):
                 assert np.array_equal(found, right)
         assert np.array_equal(session.scores(faces[0][:count]), wanted.scores(faces[0][:count]))
-    assert session.graph_problem == ""
+    assert session.uncaptured == ""
     assert session._memory.captures == 4
 
 
@@ -186,9 +186,9 @@ def test_without_graphs_it_runs_all_the_same_and_says_why(
     session = opened(built(bundle, runtime, tmp_path))
     for _ in range(3):
         assert np.array_equal(session.run(faces[0][:3]).label, wanted.run(faces[0][:3]).label)
-    assert "cudaStreamBeginCapture" in session.graph_problem
+    assert "cudaStreamBeginCapture" in session.uncaptured
     monkeypatch.setattr(device, "has_graphs", False)
-    assert "no CUDA graphs" in opened(built(bundle, runtime, tmp_path)).graph_problem
+    assert "no CUDA graphs" in opened(built(bundle, runtime, tmp_path)).uncaptured
 
 
 def test_threads_take_turns(runtime, bundle, faces, wanted, tmp_path):

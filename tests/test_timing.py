@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from emoexport import pipeline
+from emoexport import benchmark
 from emoexport.engines.timing import interleave, latency_of, ratio_of
 from emoexport.errors import BadBundle
 
@@ -32,7 +32,7 @@ def test_a_ratio_and_its_interval():
 
 
 def test_bench_measures_every_engine_and_the_reference(bundle, quiet):
-    report = pipeline.bench(bundle, batches=(1, 4), rounds=3, console=quiet)
+    report = benchmark.bench(bundle, batches=(1, 4), rounds=3, console=quiet)
     names = {result.engine for result in report.results}
     assert "torch-fp32" in names
     assert len(report.results) == 2 * len(names)
@@ -47,4 +47,4 @@ def test_bench_measures_every_engine_and_the_reference(bundle, quiet):
 
 def test_a_batch_that_the_bundle_does_not_take(bundle, quiet):
     with pytest.raises(BadBundle, match="1 to 64"):
-        pipeline.bench(bundle, batches=(1, 65), console=quiet)
+        benchmark.bench(bundle, batches=(1, 65), console=quiet)
