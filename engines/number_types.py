@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["EngineLayer", "layers_of", "network_types", "share_of_multiplications", "share_of_time"]
+__all__ = ["MEMBERS", "EngineLayer", "layers_of", "network_types", "share_of_multiplications", "share_of_time"]
 
 _NUMBERS = {"FLOAT": "fp32", "HALF": "fp16"}
 """TensorRT's names, where ours are not the same in small letters."""

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from emoexport.config import timestamp
+from emoexport.clock import timestamp
 from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.engines.machine import versions_of
-from emoexport.engines.number_types import network_types, share_of_multiplications
+from emoexport.engines.number_types import MEMBERS, network_types, share_of_multiplications
 from emoexport.engines.passport import Passport
 from emoexport.engines.tensorrt_engine import import_runtime
 from emoexport.errors import CheckFailed, EmoexportError, MissingRuntime, UsageError
@@ -29,10 +29,13 @@ from emoexport.precision import PRECISIONS
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["BuilderSettings", "build_engine", "require_builder"]
+__all__ = ["BuilderSettings", "build_engine", "is_weakly_typed", "require_builder"]
 
 _RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """By name of the backend, the module."""
+
+_HELD = frozenset({"NORMALIZATION", "REDUCE", "SOFTMAX", "UNARY"})
+"""Layers of members that need the range of FP32, as `half` has them in a graph."""
 
 _HARDWARE = {"ampere-plus": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
 
@@ -123,6 +126,7 @@ def build_engine(
     precision: str,
     face_shape: tuple[int, int, int],
     settings: BuilderSettings,
+    origin: Path | None = None,
     progress: Callable[[str, int, int], object] = lambda *_: None,
 ) -> Passport:
     """Build an engine of a graph, and write it and its passport.
@@ -134,6 +138,7 @@ def build_engine(
         precision: of the graph.
         face_shape: `(H, W, C)` of the uint8 faces.
         settings: of the builder.
+        origin: the graph of the bundle, where `graph` was made from it for this runtime.
         progress: called with a phase of the builder, its steps done and all its steps.
 
     Raises:
@@ -145,11 +150,15 @@ def build_engine(
     runtime, loaders = require_builder(backend)
     started = time.monotonic()
     with _told_by(loaders, f"TensorRT {runtime.__version__} cannot build an engine of {graph.name}"):
-        builder, network, parser = loaders.network_from_onnx_path(str(graph), strongly_typed=True)
-        types, share = network_types(network), _require_precision(runtime, network, precision, graph)
-        config = _config(runtime, loaders, backend, settings, face_shape)(builder, network)
-        monitor = _monitor(runtime, progress)
-        config.progress_monitor = monitor
+        is_weak = is_weakly_typed(runtime)
+        builder, network, parser = loaders.network_from_onnx_path(str(graph), strongly_typed=not is_weak)
+        types = network_types(network)
+        share = None if is_weak else _require_precision(runtime, network, precision, graph)
+        weak = _weak_types(runtime, network, precision) if is_weak else {}
+        config = _config(runtime, loaders, backend, settings, face_shape, weak)(builder, network)
+        if hasattr(config, "progress_monitor"):  # from 10 on
+            monitor = _monitor(runtime, progress)
+            config.progress_monitor = monitor
         plan = loaders.engine_bytes_from_network(
             (builder, network, parser), config, save_timing_cache=_path(settings.timing_cache)
         )
@@ -161,8 +170,8 @@ def build_engine(
         bytes=engine.stat().st_size,
         backend=backend,
         precision=precision,
-        graph=graph.name,
-        graph_sha256=sha256_of_graph(graph),
+        graph=(origin or graph).name,
+        graph_sha256=sha256_of_graph(origin or graph),
         created=timestamp(),
         seconds=round(time.monotonic() - started, 1),
         versions={backend: runtime.__version__, **versions_of("emoexport", "polygraphy")},
@@ -170,7 +179,7 @@ def build_engine(
         profiles=settings.profiles(),
         settings=settings.unusual(),
         network=types,
-        asked_share=round(share, 4),
+        asked_share=None if share is None else round(share, 4),
     )
     passport.write(engine)
     return passport
@@ -197,9 +206,11 @@ def _config(
     backend: str,
     settings: BuilderSettings,
     face_shape: tuple[int, int, int],
+    weak: dict[str, Any],
 ) -> Callable[[Any, Any], Any]:
     """What makes the builder's configuration for a network."""
     chosen: dict[str, Any] = {
+        **weak,
         "profiles": [
             loaders.Profile().add("faces", *((count, *face_shape) for count in profile))
             for profile in settings.profiles()
@@ -227,6 +238,32 @@ def _config(
         return config
 
     return in_fp32
+
+
+def is_weakly_typed(runtime: ModuleType) -> bool:
+    """Whether a runtime takes the types of a graph as a proposal: TensorRT before 10."""
+    return not hasattr(runtime.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def _weak_types(runtime: ModuleType, network: "trt.INetworkDefinition", precision: str) -> dict[str, Any]:
+    """TensorRT 8.6: flags that allow types, and layers that are held in FP32 as a graph of these types has them.
+
+    Of its kernels those that need cuBLAS or cuDNN are left out, which it does not use by itself either.
+    """
+    numbers = set(precision.split("-"))
+    if unknown := numbers - {"fp32", "fp16", "int8"}:
+        raise UsageError(
+            f"TensorRT {runtime.__version__} has no {unknown.pop()}.", hint="--fp16, --int8 or --int8-fp16"
+        )
+    for index in range(network.num_layers):
+        layer: Any = network.get_layer(index)
+        is_kept = not layer.name.startswith(MEMBERS) or layer.type.name in _HELD
+        if is_kept and layer.get_output(0).dtype == runtime.DataType.FLOAT:
+            layer.precision = runtime.DataType.FLOAT
+            layer.set_output_type(0, runtime.DataType.FLOAT)
+    sources = [runtime.TacticSource.EDGE_MASK_CONVOLUTIONS, runtime.TacticSource.JIT_CONVOLUTIONS]
+    flags = {name: name in numbers for name in ("fp16", "int8")}
+    return {**flags, "precision_constraints": "obey", "tactic_sources": sources}
 
 
 def _require_precision(runtime: ModuleType, network: "trt.INetworkDefinition", precision: str, graph: Path) -> float:

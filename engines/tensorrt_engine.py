@@ -159,7 +159,8 @@ class TensorRtEngine(GraphEngine):
             self._memory.close()
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
-        return Outcome(*self._infer(faces, Outcome._fields))
+        probabilities, label, confidence = self._infer(faces, Outcome._fields)
+        return Outcome(probabilities, label.astype(np.int64, copy=False), confidence)  # TensorRT 8 has no INT64
 
     def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._infer(faces, ("scores",))[0]

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from emoexport.bundle import Bundle
-from emoexport.config import timestamp
+from emoexport.clock import timestamp
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device

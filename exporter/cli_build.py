@@ -233,10 +233,10 @@ def _build_engines(bundle: Any, backends: Any, precisions: list[str], settings: 
     from emoexport.prebuilt import build_engines  # noqa: PLC0415
 
     for passport in build_engines(bundle, backends, precisions, settings, console=console).values():
-        number = PRECISIONS[passport.precision].number.upper()
+        number, share = PRECISIONS[passport.precision].number.upper(), passport.asked_share
         console.print(
-            f"{bundle.path / 'engines' / passport.file}  {passport.bytes / 1e6:.1f} MB, {passport.seconds:.0f} s, "
-            f"{passport.asked_share:.0%} of the members' multiplications in {number}",
+            f"{bundle.path / 'engines' / passport.file}  {passport.bytes / 1e6:.1f} MB, {passport.seconds:.0f} s"
+            + ("" if share is None else f", {share:.0%} of the members' multiplications in {number}"),
             highlight=False,
             soft_wrap=True,
         )

@@ -1,6 +1,5 @@
 """What a run is made of: TOML in, JSON out, unknown keys refused with the nearest known name."""
 
-import datetime as dt
 import difflib
 import hashlib
 import tomllib
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emoexport.errors import BadInput, UsageError
 
-__all__ = ["Record", "SealedRecord", "read_toml", "timestamp"]
+__all__ = ["Record", "SealedRecord", "read_toml"]
 
 
 class Record(BaseModel):
@@ -76,11 +75,6 @@ class SealedRecord(Record):
         # Of the fields that the file has: one written before a field was added is as intact as it was then.
         text = self.model_dump_json(exclude={"digest"}, exclude_unset=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def timestamp() -> str:
-    """When a record was made: now, UTC, ISO 8601."""
-    return dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

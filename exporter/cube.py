@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.config import Record, SealedRecord, timestamp
+from emoexport.clock import timestamp
+from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle, BadInput, CheckFailed, UsageError
 from emoexport.files import move_directory, new_file, refuse_foreign, sha256_of, unfinished_directory, write_text

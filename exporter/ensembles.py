@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from emoexport.config import timestamp
+from emoexport.clock import timestamp
 from emoexport.decision import Decision
 from emoexport.engines.machine import describe_machine
 from emoexport.errors import BadCheckpoint, UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from emoexport.audit_tables import audit_markdown
-from emoexport.config import timestamp
+from emoexport.clock import timestamp
 from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.files import write_text
 from emoexport.leakage import AuditReport, RunAccuracy, judge_rows

@@ -22,8 +22,8 @@ from emoexport.calibration import (
     faces_to_calibrate_on,
     read_calibration,
 )
+from emoexport.clock import timestamp
 from emoexport.compiled import compile_fold, require_compiler
-from emoexport.config import timestamp
 from emoexport.decision import Decision
 from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, latency_of

@@ -1,9 +1,11 @@
 """Engines that a runtime builds ahead of time from the graphs of a bundle; each has a passport beside it."""
 
+import contextlib
 import dataclasses
 import functools
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS, Backend, open_engine
 from emoexport.engines.number_types import narrowest, share_of_time
 from emoexport.engines.passport import Passport, passport_of, rebuild_command
-from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, require_builder
+from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, is_weakly_typed, require_builder
 from emoexport.engines.tensorrt_engine import TensorRtEngine
 from emoexport.errors import BadBundle, CheckFailed, UsageError
+from emoexport.opset17 import to_opset_17
 from emoexport.precision import PRECISIONS
 from emoexport.progress import status_line
 
@@ -70,12 +73,16 @@ def build_engines(
             f"found --max-batch {settings.max_batch}; {bundle.path} takes up to {bundle.manifest.max_batch} faces.",
             hint=f"--max-batch {bundle.manifest.max_batch}",
         )
-    wanted = [(backend, name) for backend in backends for name in _precisions_for(bundle, backend, precisions)]
+    wanted = [
+        (backend, precision, _origin_of(bundle, backend, precision))
+        for backend in backends
+        for precision in _precisions_for(bundle, backend, precisions)
+    ]
     found = {}
-    for backend, precision in wanted:
+    for backend, precision, origin in wanted:
         name = f"{backend.name}-{precision}"
-        graph, engine = bundle.graph(precision), bundle.path / "engines" / f"{name}.engine"
-        with status_line(console, f"building {name} ...") as show:
+        engine = bundle.path / "engines" / f"{name}.engine"
+        with _graph_for(backend, origin) as graph, status_line(console, f"building {name} ...") as show:
             passport = build_engine(
                 backend.name,
                 graph,
@@ -83,6 +90,7 @@ def build_engines(
                 precision=precision,
                 face_shape=bundle.manifest.face_shape,
                 settings=settings,
+                origin=origin,
                 progress=functools.partial(_show, show),
             )
         found[name] = _proven(bundle, backend, precision, engine, passport) if backend.is_usable() else passport
@@ -100,7 +108,8 @@ def built_engine(bundle: Bundle, backend: Backend, precision: str) -> Path | Non
         return None
     hint = rebuild_command(engine, backend.name, precision)
     passport = Passport.read(engine, hint=hint)
-    if precision not in bundle.manifest.graphs or passport.graph_sha256 != bundle.graph_sha256(precision):
+    graphs = {entry.file: bundle.graph_sha256(name) for name, entry in bundle.manifest.graphs.items()}
+    if graphs.get(passport.graph) != passport.graph_sha256:
         raise BadBundle(f"{engine} was built from another graph than {bundle.path} has.", hint=hint)
     return engine
 
@@ -109,12 +118,34 @@ def _show(show: Callable[[str], None], phase: str, done: int, steps: int) -> Non
     show(f"{phase.lower()}, {done} of {steps}")
 
 
+def _origin_of(bundle: Bundle, backend: Backend, precision: str) -> Path:
+    """The graph of a bundle that a runtime's engine at a precision is made from."""
+    if _is_weakly_typed(backend):  # types are flags there
+        return bundle.graph("int8" if "int8" in precision else "fp32")
+    return bundle.graph(precision)
+
+
+@contextlib.contextmanager
+def _graph_for(backend: Backend, origin: Path) -> Iterator[Path]:
+    """The same as the runtime's parser takes it."""
+    if not _is_weakly_typed(backend):
+        yield origin
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / origin.name
+        to_opset_17(origin, graph)
+        yield graph
+
+
+def _is_weakly_typed(backend: Backend) -> bool:
+    return is_weakly_typed(require_builder(backend.name)[0])
+
+
 def _precisions_for(bundle: Bundle, backend: Backend, asked: Sequence[str]) -> list[str]:
     """Precisions that a backend builds engines of: those asked for, or all that it takes and the bundle has."""
     for name in asked:
         if name not in backend.precisions:
             raise UsageError(f"{backend.title} takes no {name} graph; it takes {', '.join(backend.precisions)}.")
-        bundle.graph(name)  # raises
     return list(asked) or [name for name in bundle.manifest.graphs if name in backend.precisions]
 
 

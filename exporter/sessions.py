@@ -10,6 +10,7 @@ from emoexport.bundle import Bundle
 from emoexport.compiled import require_this_machine
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
+from emoexport.engines.passport import passports_in
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadCheckpoint, EmoexportError, MissingRuntime
 from emoexport.prebuilt import built_engine
@@ -162,7 +163,8 @@ def noted(console: Console) -> Callable[[str], None]:
 def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
     """Those asked for, or all that the bundle has, in the order of the table."""
     manifest = bundle.manifest
-    found = {*manifest.graphs, *(entry.precision for entry in manifest.engines.values())}
+    packages, passports = manifest.engines.values(), passports_in(bundle.path).values()
+    found = {*manifest.graphs, *(entry.precision for entry in packages), *(each.precision for each in passports)}
     for name in asked or ():
         if name not in found:
             bundle.graph(name)  # raises

@@ -157,7 +157,7 @@ def _passport_rows(summary: BundleSummary) -> list[Row]:
                 "by": passport.versions[passport.backend],
                 "for": device.get("name") or device.get("compute_capabilities") or "8.0 and later",
                 "faces in a call": ", ".join("-".join(map(str, profile)) for profile in passport.profiles),
-                "multiplications in it": f"{passport.asked_share:.0%}",
+                "multiplications in it": "not known" if passport.asked_share is None else f"{passport.asked_share:.0%}",
                 "time in it": "not measured" if time is None else f"{time:.0%}",
                 "built in s": f"{passport.seconds:,.0f}",
                 "MB": f"{passport.bytes / 1e6:,.1f}",

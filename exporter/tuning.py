@@ -17,7 +17,7 @@ from emoexport.bundle import Bundle
 from emoexport.calib.record import Calibration
 from emoexport.calib.tuning import Trial, Tuning
 from emoexport.calibration import CALIBRATION_FILE
-from emoexport.config import timestamp
+from emoexport.clock import timestamp
 from emoexport.engines import BACKENDS, Backend, backends_named
 from emoexport.errors import BadBundle, BadInput, CheckFailed, MissingRuntime, UsageError
 from emoexport.files import refuse_foreign, write_text

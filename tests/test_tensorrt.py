@@ -4,6 +4,7 @@ They show what TensorRT refuses. How fast and how right an engine is, only a GPU
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from emoexport.bundle import Bundle
+from emoexport.engines.machine import memory_bytes
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine
 from emoexport.precision import PRECISIONS
@@ -97,6 +99,42 @@ def test_it_is_refused_where_there_is_no_gpu_and_the_process_lives(bundle, tmp_p
         pytest.skip("there is a GPU")
     assert found.returncode == 3, found.stderr
     assert "a CUDA device is needed" in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_fold_at_full_size(tmp_path):
+    """Five ConvNeXt-Large: in processes of their own, whose memory is given back; 12 GB on disk."""
+    root = Path(__file__).parents[1]
+    if shutil.disk_usage(tmp_path).free < 16e9 or memory_bytes()[1] < 12e9:
+        pytest.skip("16 GB of disk and 12 GB of memory are needed")
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    try:
+        for typed in (
+            [root / "docs/results/fold-full-size/untrained_run.py", "guide", run],
+            ["-m", "emoexport", "build", run, "-o", bundle, "--bf16"],
+            [
+                "-m",
+                "emoexport",
+                "build",
+                bundle,
+                "--engine",
+                "tensorrt-rtx",
+                "--bf16",
+                "--max-batch",
+                "8",
+                "--opt-batch",
+                "1",
+            ],
+        ):
+            done = subprocess.run([sys.executable, *typed], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-2000:]
+        (passport,) = passports_in(bundle).values()
+        assert passport.bytes > 1.9e9
+        assert passport.asked_share == 1.0
+        assert set(passport.network["matrix_multiply"]) == set(passport.network["convolution"]) == {"bf16"}
+    finally:
+        shutil.rmtree(tmp_path, ignore_errors=True)
 
 
 def test_settings_reach_the_builder(bundle, tmp_path):

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_tensorrt import VERSIONS, FakeDevice, FakeDriver, make_module
+from fake_tensorrt import VERSIONS, FakeDevice, FakeDriver, make_8_6, make_module
 
 from emoexport import pipeline, prebuilt, sessions
 from emoexport.bundle import Bundle
@@ -52,7 +53,7 @@ def device(monkeypatch, gpu) -> FakeDevice:
 def runtime(request, monkeypatch, device):
     """The module of a version in place, and Polygraphy as a process has it that has built nothing yet."""
     api = getattr(request, "param", FULL)
-    module = make_module(api, device)
+    module = make_8_6(device) if api == "8.6" else make_module(api, device)
     for name in [name for name in sys.modules if name.split(".")[0] == "polygraphy"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -400,6 +401,29 @@ def test_engines_are_built_into_a_bundle_and_prove_their_types(runtime, bundle, 
     assert found["tensorrt-int8-fp16"].engine["int8"] > 0
     engines = sessions.open_engines(Bundle.open(mine.path), engines=["tensorrt"])
     assert [engine.name for engine in engines] == list(found)
+
+
+@pytest.mark.parametrize("runtime", ["8.6"], indirect=True)
+def test_version_8_takes_types_as_flags_and_the_graph_in_opset_17(runtime, bundle, wanted, faces, quiet, tmp_path):
+    """Of a bundle without graphs of these types: they are flags there."""
+    mine = linked(bundle, tmp_path / "x")
+    rows = prebuilt.require_buildable(["tensorrt"], BuilderSettings())
+    found = prebuilt.build_engines(mine, rows, ["fp32", "fp16", "int8-fp16"], BuilderSettings(), console=quiet)
+    assert [passport.graph for passport in found.values()] == ["model.fp32.onnx", "model.fp32.onnx", "model.int8.onnx"]
+    assert found["tensorrt-fp16"].asked_share is None
+    plans = [json.loads((mine.path / "engines" / f"{name}.engine").read_bytes()) for name in found]
+    assert [{"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"} & set(plan["flags"]) for plan in plans] == [
+        {"OBEY_PRECISION_CONSTRAINTS"},
+        {"OBEY_PRECISION_CONSTRAINTS", "FP16"},
+        {"OBEY_PRECISION_CONSTRAINTS", "FP16", "INT8"},
+    ]
+    held = plans[1]["held in FP32"]
+    assert any("LayerNorm" in name or "norm" in name for name in held)
+    assert not any("mlp.fc1" in name for name in held)
+    engine = sessions.open_engines(Bundle.open(mine.path), engines=["tensorrt"], precisions=["fp32"])[0]
+    assert np.array_equal(engine.run(faces[0][:5]).label, wanted.run(faces[0][:5]).label)
+    with pytest.raises(UsageError, match=r"TensorRT 8.6.0 has no bf16"):
+        prebuilt.build_engines(mine, rows, ["bf16"], BuilderSettings(), console=quiet)
 
 
 def test_an_engine_that_fell_back_is_refused_and_removed(runtime, bundle, quiet, tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """TensorRT's Python interface as each of its versions has it, and a device behind it: what engines do, without a GPU.
 
 Modules are made from lists of names that were read from the wheels, `tests/tensorrt_api/*.json`; whatever touches a
-name that a version lacks raises AttributeError. An engine holds the path of its graph, which ONNX Runtime runs. The
+name that a version lacks raises AttributeError. An engine holds its graph, which ONNX Runtime runs. The
 device does nothing before it is waited for, as real ones do, so that what is not waited for is seen to be missing.
 """
 
+import base64
 import ctypes
 import enum
 import json
@@ -127,6 +128,19 @@ def make_module(api: str, device: FakeDevice) -> ModuleType:
     return module
 
 
+def make_8_6(device: FakeDevice) -> ModuleType:
+    """TensorRT 8.6: the names of 10.0 less those that came after 8.6, of what is touched here."""
+    module = make_module("tensorrt-10.0.1", device)
+    module.__version__ = "8.6.0"
+    module.NetworkDefinitionCreationFlag = enum.IntEnum("Flag", ["EXPLICIT_BATCH", "EXPLICIT_PRECISION"], start=0)
+    module.TacticSource = enum.IntEnum(
+        "TacticSource", ["CUBLAS", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"], start=0
+    )
+    module.IBuilderConfig.fake_allowed -= {"progress_monitor"}
+    del module.IProgressMonitor
+    return module
+
+
 def _make_class(name: str, allowed: frozenset[str], version: str) -> type:
     behaviour = BEHAVIOUR.get(name, {})
     kept = {key: value for key, value in behaviour.items() if key in allowed or key.startswith(("_", "fake_"))}
@@ -162,9 +176,9 @@ def _tensor(module: ModuleType, name: str, element: int, shape: tuple[int, ...])
     return tensor
 
 
-def _layers_of(module: ModuleType, path: str) -> tuple[list[Any], list[Any]]:
+def _layers_of(module: ModuleType, model: onnx.ModelProto) -> tuple[list[Any], list[Any]]:
     """Layers of a network, one for each node of a graph, and its outputs."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    model = onnx.shape_inference.infer_shapes(model)
     graph = model.graph
     known = {
         value.name: (
@@ -192,10 +206,10 @@ def _layers_of(module: ModuleType, path: str) -> tuple[list[Any], list[Any]]:
 
 def _create_network(self: Any, flags: int = 0) -> Any:
     module = self.fake_module
-    strongly = module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    strongly = getattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = module.INetworkDefinition()
     network.fake_module, network.fake_layers, network.fake_graph = module, [], ""
-    network.fake_is_strongly_typed = bool(flags & (1 << strongly))
+    network.fake_is_strongly_typed = strongly is not None and bool(flags & (1 << strongly))
     network.num_layers = network.num_outputs = network.num_inputs = 0
     return network
 
@@ -203,7 +217,7 @@ def _create_network(self: Any, flags: int = 0) -> Any:
 def _parse_from_file(self: Any, path: str) -> bool:
     network = self.fake_network
     try:
-        network.fake_layers, outputs = _layers_of(network.fake_module, path)
+        network.fake_layers, outputs = _layers_of(network.fake_module, onnx.load(path))
     except Exception as err:
         self.num_errors, said = 1, f"In node -1: {err}"
         self.get_error = lambda _: said
@@ -222,7 +236,8 @@ def _init_parser(self: Any, network: Any, logger: Any) -> None:
 
 
 def _build_serialized_network(self: Any, network: Any, config: Any) -> bytes | None:
-    assert network.fake_is_strongly_typed, "a network that is not strongly typed may be run in other types"
+    if not self.fake_module.__version__.startswith("8."):
+        assert network.fake_is_strongly_typed, "a network that is not strongly typed may be run in other types"
     monitor = getattr(config, "progress_monitor", None)
     if monitor is not None:
         monitor.phase_start("Building engine", None, 2)
@@ -230,6 +245,9 @@ def _build_serialized_network(self: Any, network: Any, config: Any) -> bytes | N
         monitor.phase_finish("Building engine")
     profiles = getattr(config, "fake_profiles", [])
     plan = {"graph": network.fake_graph, "profiles": profiles, "version": self.fake_version, "flags": config.fake_flags}
+    plan["model"] = base64.b64encode(Path(network.fake_graph).read_bytes()).decode()
+    held = [layer.name for layer in network.fake_layers if "precision" in vars(layer)]
+    plan["held in FP32"] = held
     plan["hardware"] = getattr(vars(config).get("hardware_compatibility_level"), "name", None)
     return json.dumps(plan).encode()
 
@@ -249,9 +267,11 @@ def _deserialize(self: Any, plan: bytes) -> Any:
         return None
     engine = self.fake_module.ICudaEngine()
     engine.fake_module, engine.fake_device = self.fake_module, self.fake_device
-    engine.fake_session = ort.InferenceSession(found["graph"], providers=["CPUExecutionProvider"])
+    engine.fake_model = base64.b64decode(found["model"])
+    engine.fake_session = ort.InferenceSession(engine.fake_model, providers=["CPUExecutionProvider"])
     engine.fake_profiles = [profile["faces"] for profile in found["profiles"]]
-    engine.fake_graph, engine.fake_has_weights = found["graph"], "STRIP_PLAN" not in found["flags"]
+    engine.fake_flags, engine.fake_held = found["flags"], found["held in FP32"]
+    engine.fake_has_weights = "STRIP_PLAN" not in found["flags"]
     tensors = [*engine.fake_session.get_inputs(), *engine.fake_session.get_outputs()]
     engine.fake_tensors = {tensor.name: tensor for tensor in tensors}
     engine.num_io_tensors, engine.num_optimization_profiles = len(tensors), len(engine.fake_profiles)
@@ -327,7 +347,7 @@ def _execute(self: Any, stream: int) -> bool:
 
 def _inspected(engine: Any, *, with_types: bool) -> list[dict[str, Any]]:
     """Layers as an inspector lists them: dense ones by themselves, names of kernels, types as TensorRT writes them."""
-    layers, _ = _layers_of(engine.fake_module, engine.fake_graph)
+    layers, _ = _layers_of(engine.fake_module, onnx.load_from_string(engine.fake_model))
     written = {"FLOAT": "Float", "HALF": "Half", "INT8": "Int8", "BF16": "BFloat16", "FP8": "FP8"}
     made_by = {layer.get_output(0).name: layer for layer in layers}
     found = []
@@ -339,8 +359,11 @@ def _inspected(engine: Any, *, with_types: bool) -> list[dict[str, Any]]:
             tensors = {"Inputs": read, "Outputs": layer.get_output(0)}
             entry: dict[str, Any] = {"Name": f"__myl_{number}", "LayerType": "gemm"}
             entry["Metadata"] = f"[ONNX Layer: {layer.name}]"
+            may_be_half = "FP16" in engine.fake_flags and layer.name not in engine.fake_held  # as flags allow in 8
             for side, tensor in tensors.items():
-                kind = {"Format/Datatype": written.get(tensor.dtype.name, "Int64")} if with_types else {}
+                told = written.get(tensor.dtype.name, "Int64")
+                shown = "Half" if may_be_half and told == "Float" else told
+                kind = {"Format/Datatype": shown} if with_types else {}
                 entry[side] = [{"Name": tensor.name, **kind}]
             found.append(entry)
     return found
@@ -413,6 +436,8 @@ BEHAVIOUR: dict[str, dict[str, Any]] = {
         "set_shape": lambda self, name, *shapes: self.fake_shapes.update({name: [tuple(each) for each in shapes]}),
         "__bool__": lambda _: True,
     },
+    "ILayer": {"precision_is_set": False},
+    "IConvolutionLayer": {"precision_is_set": False},
     "INetworkDefinition": {"__getitem__": lambda self, index: self.fake_layers[index]},
     "OnnxParser": {"__init__": _init_parser, "parse_from_file": _parse_from_file},
     "OnnxParserRefitter": {"__init__": _keep("refitter", "logger"), "refit_from_file": _refit},
