@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from emoexport.engines.base import Engine
-from emoexport.engines.cuda import find_cuda, require_device
+from emoexport.engines.cuda import Device, find_cuda, require_device
 from emoexport.errors import MissingRuntime, UsageError
 
 __all__ = ["BACKENDS", "Backend", "backends_named", "open_engine"]
@@ -35,6 +35,9 @@ class Backend:
     built_from: Literal["", "fold", "graph"] = ""
     """What `build --engine` makes its engines from, which are files of the bundle; empty if it opens the graphs."""
 
+    compute_capabilities: tuple[str, ...] = ()
+    """Of the devices that it runs on; empty for all."""
+
     def is_installed(self) -> bool:
         """Whether the runtime can be imported here."""
         found = importlib.util.find_spec(self.package)
@@ -42,7 +45,10 @@ class Backend:
 
     def is_usable(self) -> bool:
         """Whether its engines run here: the runtime is installed, and there is a device of its kind."""
-        return self.is_installed() and (self.device == "cpu" or bool(find_cuda().devices))
+        return self.is_installed() and (self.device == "cpu" or any(map(self._runs_on, find_cuda().devices[:1])))
+
+    def _runs_on(self, device: Device) -> bool:
+        return not self.compute_capabilities or device.compute_capability in self.compute_capabilities
 
     def takes(self, precision: str) -> bool:
         """Whether it opens a graph of this precision."""
@@ -123,6 +129,7 @@ BACKENDS: Mapping[str, Backend] = {
             target="emoexport.engines.tensorrt_engine:TensorRtRtxEngine",
             package="tensorrt_rtx",
             requirement="'emoexport[tensorrt-rtx]'",
+            compute_capabilities=("7.5", "8.6", "8.9", "12.0", "12.1"),
         ),
     )
 }

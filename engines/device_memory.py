@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 
 from emoexport.errors import CheckFailed, MissingRuntime, UsageError
 
-__all__ = ["BINDINGS", "CudaBindings", "DeviceMemory", "PyCuda", "open_device_memory"]
+__all__ = ["BINDINGS", "Captured", "CudaBindings", "DeviceMemory", "PyCuda", "open_device_memory"]
 
 _CHOICE = "EMOEXPORT_CUDA"
 """The environment's variable that names a binding."""
+
+
+class Captured(Protocol):
+    """Work that was recorded on a stream."""
+
+    def launch(self) -> None:
+        """Begin all of it at once."""
+
+    def destroy(self) -> None:
+        """Give back what it holds; it must not be running."""
 
 
 class DeviceMemory(Protocol):
@@ -45,8 +55,8 @@ class DeviceMemory(Protocol):
     def synchronize(self) -> None:
         """Wait for all that was begun."""
 
-    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Record what `work` begins on the stream, without doing it; the result begins all of it at once."""
+    def capture(self, work: Callable[[], object]) -> Captured:
+        """Record what `work` begins on the stream, without doing it."""
 
     def time(self, *works: Callable[[], object]) -> list[float]:
         """Begin works one after the other and wait; how long each took on the device, in milliseconds."""
@@ -70,7 +80,7 @@ class CudaBindings:
         self._cuda = runtime
         self._addresses: list[int] = []
         self._pinned: list[int] = []
-        self._graphs: list[Any] = []
+        self._graphs: list[_CudaGraph] = []
         self._ask("cudaSetDevice", 0)
         self._stream = self._ask("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         self.stream = int(self._stream)
@@ -104,7 +114,7 @@ class CudaBindings:
         """As the protocol says."""
         self._ask("cudaStreamSynchronize", self._stream)
 
-    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], object]) -> Captured:
         """As the protocol says."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._ask("cudaStreamBeginCapture", self._stream, mode)
@@ -114,8 +124,8 @@ class CudaBindings:
             graph = self._ask("cudaStreamEndCapture", self._stream)
         executable = self._ask("cudaGraphInstantiate", graph, 0)
         self._ask("cudaGraphDestroy", graph)
-        self._graphs.append(executable)
-        return lambda: self._ask("cudaGraphLaunch", executable, self._stream)
+        self._graphs.append(_CudaGraph(self._ask, executable, self._stream))
+        return self._graphs[-1]
 
     def time(self, *works: Callable[[], object]) -> list[float]:
         """As the protocol says."""
@@ -133,8 +143,10 @@ class CudaBindings:
     def close(self) -> None:
         """As the protocol says."""
         with self.current():
+            for graph in self._graphs:
+                graph.destroy()
+            self._graphs.clear()
             for kind, handles in (
-                ("cudaGraphExecDestroy", self._graphs),
                 ("cudaFree", self._addresses),
                 ("cudaFreeHost", self._pinned),
                 ("cudaStreamDestroy", [self._stream]),
@@ -153,6 +165,21 @@ class CudaBindings:
         if int(status) != 0:
             raise CheckFailed(f"CUDA refused {name}: {status.name} ({int(status)}).", hint="emoexport doctor")
         return results[0] if results else None
+
+
+class _CudaGraph:
+    """A graph that was instantiated."""
+
+    def __init__(self, ask: Callable[..., Any], executable: Any, stream: Any) -> None:
+        self._ask, self._executable, self._stream = ask, executable, stream
+
+    def launch(self) -> None:
+        self._ask("cudaGraphLaunch", self._executable, self._stream)
+
+    def destroy(self) -> None:
+        if self._executable is not None:
+            self._ask("cudaGraphExecDestroy", self._executable)
+            self._executable = None
 
 
 class PyCuda:
@@ -203,7 +230,7 @@ class PyCuda:
         """As the protocol says."""
         self._stream.synchronize()
 
-    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], object]) -> Captured:
         """There is none: pycuda has no graphs."""
         raise NotImplementedError("pycuda has no CUDA graphs")
 

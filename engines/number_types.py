@@ -21,11 +21,11 @@ _NUMBERS = {"FLOAT": "fp32", "HALF": "fp16"}
 """TensorRT's names, where ours are not the same in small letters."""
 
 _WRITTEN = (
-    ("int8", r"int8"),
+    ("int8", r"(?<!u)int8"),
     ("fp8", r"fp8|e4m3"),
     ("bf16", r"bf16|bfloat16"),
-    ("fp16", r"half|fp16"),
-    ("fp32", r"float|fp32"),
+    ("fp16", r"half|fp16|(?<!b)float16"),
+    ("fp32", r"(?<!b)float(?!8|16)|fp32"),
 )
 """How the inspector writes them: `Half`, `Row major linear FP16 format`, `Thirty-two wide ... Int8 format`."""
 
@@ -105,14 +105,20 @@ def share_of_time(layers: Collection[EngineLayer], milliseconds: Mapping[str, fl
     Args:
         layers: of the engine.
         milliseconds: by the layer's name, as a profiler took them.
+
+    Returns:
+        Nothing if less than half of the time is of layers that the inspector tells of: profilers have other names for
+        some.
     """
     times: dict[str, float] = {}
-    for layer in [layer for layer in layers if layer.is_of_members] or layers:
-        if layer.numbers:
-            number = narrowest(layer.numbers)
-            times[number] = times.get(number, 0.0) + milliseconds.get(layer.name, 0.0)
+    told = [layer for layer in layers if layer.numbers and layer.name in milliseconds]
+    for layer in [layer for layer in told if layer.is_of_members] or told:
+        number = narrowest(layer.numbers)
+        times[number] = times.get(number, 0.0) + milliseconds[layer.name]
     total = sum(times.values())
-    return {number: round(time / total, 4) for number, time in sorted(times.items())} if total else {}
+    if not total or sum(milliseconds[layer.name] for layer in told) < sum(milliseconds.values()) / 2:
+        return {}
+    return {number: round(time / total, 4) for number, time in sorted(times.items())}
 
 
 def narrowest(numbers: Collection[str]) -> str:

@@ -6,6 +6,7 @@ It stands beside the engine, which stays as its runtime wrote it, and needs noth
 import dataclasses
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,29 @@ def passport_of(engine: Path) -> Path:
 
 
 def rebuild_command(engine: Path, backend: str, precision: str) -> str:
-    """The command that builds an engine of a bundle again, from the graph in it."""
-    flag = "" if precision == "fp32" else f" --{precision}"
-    return f"emoexport build {engine.parent.parent} --engine {backend}{flag}"
+    """The command that builds an engine of a bundle again, as its passport says it was built, if that can be read."""
+    flags = [] if precision == "fp32" else [f"--{precision}"]
+    try:
+        found = Passport.read(engine)
+    except BadBundle:
+        found = None
+    if found is not None:
+        flags += [word for profile in found.profiles for word in ("--opt-batch", str(profile[1]))]
+        flags += ["--min-batch", str(found.profiles[0][0]), "--max-batch", str(found.profiles[0][2])]
+        flags += [word for name, value in found.settings.items() for word in _option(name, value)]
+    return shlex.join(["emoexport", "build", str(engine.parent.parent), "--engine", backend, *flags])
+
+
+_NAMES = {"workspace_gib": "workspace", "compute_capabilities": "compute-capability"}
+"""Options of `build` that have another name than the setting of the builder."""
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as `build` takes it."""
+    option = f"--{_NAMES.get(name, name.replace('_', '-'))}"
+    if isinstance(value, bool):
+        return [option] if value else []
+    return [word for each in (value if isinstance(value, list | tuple) else [value]) for word in (option, str(each))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,17 @@ class BuilderSettings:
             )
         if bad := [each for each in self.compute_capabilities if not re.fullmatch(r"\d+\.\d", each)]:
             raise UsageError(f"'{bad[0]}' is no compute capability; needed is one as in 8.9.")
+        if self.workspace_gib is not None and self.workspace_gib <= 0:
+            raise UsageError(f"found --workspace {self.workspace_gib:g}; needed is more than 0 GiB.")
+        if self.timing_cache is not None and not self.timing_cache.resolve().parent.is_dir():
+            raise UsageError(f"there is no folder for --timing-cache {self.timing_cache}.", hint="mkdir")
+        if backend == "tensorrt-rtx" and (self.version_compatible or self.hardware_compatible):
+            raise UsageError(
+                "engines of TensorRT-RTX are of one version, and for more than one card by themselves.",
+                hint="--compute-capability names cards",
+            )
+        if backend == "tensorrt-rtx" and (self.refit or self.strip):
+            require_device()  # its builder fails without one
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise UsageError(f"found --optimization-level {self.optimization_level}; needed is 0 to 5.")
 
@@ -156,12 +167,17 @@ def build_engine(
         share = None if is_weak else _require_precision(runtime, network, precision, graph)
         weak = _weak_types(runtime, network, precision) if is_weak else {}
         config = _config(runtime, loaders, backend, settings, face_shape, weak)(builder, network)
+        monitor = None
         if hasattr(config, "progress_monitor"):  # from 10 on
-            monitor = _monitor(runtime, progress)
-            config.progress_monitor = monitor
-        plan = loaders.engine_bytes_from_network(
-            (builder, network, parser), config, save_timing_cache=_path(settings.timing_cache)
-        )
+            config.progress_monitor = monitor = _monitor(runtime, progress)
+        try:
+            plan = loaders.engine_bytes_from_network(
+                (builder, network, parser), config, save_timing_cache=_path(settings.timing_cache)
+            )
+        except Exception:
+            if monitor is not None and monitor.stopped is not None:
+                raise monitor.stopped from None
+            raise
     engine.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(engine, plan)
     passport = Passport(
@@ -279,22 +295,31 @@ def _require_precision(runtime: ModuleType, network: "trt.INetworkDefinition", p
     return share
 
 
-def _monitor(runtime: ModuleType, progress: Callable[[str, int, int], object]) -> "trt.IProgressMonitor":
+def _monitor(runtime: ModuleType, progress: Callable[[str, int, int], object]) -> Any:
     class Monitor(runtime.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """Tells of phases; what is raised meanwhile, as by an interrupt, stops the build and is kept."""
+
         def __init__(self) -> None:
             super().__init__()
             self.steps: dict[str, int] = {}
+            self.stopped: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
             self.steps[phase_name] = num_steps
-            progress(phase_name, 0, num_steps)
+            self.tell(phase_name, 0)
 
         def phase_finish(self, phase_name: str) -> None:
-            progress(phase_name, self.steps[phase_name], self.steps[phase_name])
+            self.tell(phase_name, self.steps.get(phase_name, 1))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(phase_name, step + 1, self.steps[phase_name])
-            return True
+            self.tell(phase_name, step + 1)
+            return self.stopped is None
+
+        def tell(self, phase: str, done: int) -> None:
+            try:
+                progress(phase, done, self.steps.get(phase, 1))
+            except BaseException as err:  # it must not pass through TensorRT
+                self.stopped = err
 
     return Monitor()
 
@@ -313,10 +338,13 @@ def _told_by(loaders: ModuleType, what: str) -> Iterator[None]:
         raise
     except Exception as err:  # Polygraphy's own, and what TensorRT's bindings raise
         said = [" ".join(text.split()) for text in heard.texts if not text.startswith("Could not parse")]
+        first = (said or [str(err) or type(err).__name__])[0]
+        is_short = "memory" in " ".join(said).lower()
         raise CheckFailed(
-            f"{what}: {(said or [str(err) or type(err).__name__])[0]}",
-            hint="--max-batch with fewer faces or --workspace, if memory is short; another precision; "
-            "or --engine with another runtime",
+            f"{what}: {first}",
+            hint="--max-batch with fewer faces, or --workspace"
+            if is_short
+            else "another precision, or another runtime",
         ) from err
     finally:
         told.removeHandler(heard)

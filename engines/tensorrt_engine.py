@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from emoexport.engines.base import GraphEngine
 from emoexport.engines.cuda import Device, find_cuda, require_device
-from emoexport.engines.device_memory import open_device_memory
+from emoexport.engines.device_memory import Captured, DeviceMemory, open_device_memory
 from emoexport.engines.number_types import EngineLayer, layers_of
 from emoexport.engines.passport import Passport, rebuild_command
 from emoexport.errors import BadBundle, CheckFailed, MissingRuntime, WrongMachine
+from emoexport.files import write_bytes
 from emoexport.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TensorRtEngine", "TensorRtRtxEngine", "import_runtime", "require_this_machine"]
 
 _INPUT = "faces"
+_Key = tuple[int, int, tuple[str, ...]]
+"""Of a kind of call: its profile, how many rows it computes, and which outputs come back."""
 _SIZES_KEPT = 16
 """Of calls, as CUDA graphs; each holds memory of the device."""
 
@@ -74,8 +77,8 @@ def require_this_machine(passport: Passport, version: str, device: Device, cuda:
         problem = f"{device.name} has compute capability {device.compute_capability}; needed is {capability}"
     elif hardware is None and asked.get("name", device.name) != device.name:
         problem = f"the GPU here is {device.name}; needed is {asked['name']}"
-    elif _numbers(cuda) < _numbers(asked.get("cuda", cuda)):
-        problem = f"the driver here runs CUDA {cuda}; needed is {asked['cuda']} or later"
+    elif _numbers(cuda)[0] < _numbers(asked.get("cuda", cuda))[0]:
+        problem = f"the driver here runs CUDA {cuda}; needed is {_major(asked['cuda'])} or later"
     if problem:
         raise WrongMachine(f"{passport.file} was built for another machine: {problem}.", hint=hint)
 
@@ -84,7 +87,8 @@ class TensorRtEngine(GraphEngine):
     """An engine of TensorRT, on the first device.
 
     A call goes through page-locked memory on one stream; from the second call with as many faces on, copies and kernels
-    are one CUDA graph, where the binding has graphs. One lock stands before the buffers, so threads take turns.
+    are one CUDA graph, where the binding has graphs. Each graph has a context of its own, which is not touched again;
+    all contexts share one block of memory, since one runs at a time: a lock stands before it, so threads take turns.
     """
 
     backend = "tensorrt"
@@ -98,20 +102,29 @@ class TensorRtEngine(GraphEngine):
         self._trt = import_runtime(self.module, f"'emoexport[{self.backend}]'")
         require_this_machine(passport, self._trt.__version__, device, find_cuda().version or "0", hint=hint)
         passport.require_intact(graph, hint=hint)
-        self._memory = open_device_memory()
+        self._memory: DeviceMemory = open_device_memory()
         self._lock = threading.Lock()
-        with self._memory.current():
-            self._engine = self._deserialize(graph, passport, hint)
-            self._profiles = [
-                tuple(shape[0] for shape in self._engine.get_tensor_profile_shape(_INPUT, index))
-                for index in range(self._engine.num_optimization_profiles)
-            ]
-            self.max_batch = min(self.max_batch, max(most for _, _, most in self._profiles))
-            self._reserve(max(self.max_batch, *(least for least, _, _ in self._profiles)))
         self._contexts: dict[int, trt.IExecutionContext] = {}
-        self._graphs: dict[tuple[int, int, tuple[str, ...]], Callable[[], None] | None] = {}
+        self._called: set[_Key] = set()
+        self._captured: dict[_Key, tuple[trt.IExecutionContext, Captured]] = {}
         self.uncaptured = "" if self._memory.has_graphs else f"{self._memory.name} has no CUDA graphs"
         """Why calls are not CUDA graphs; empty where they are."""
+        try:
+            with self._memory.current():
+                self._open(graph, passport, hint, cache)
+        except BaseException:
+            self._memory.close()
+            raise
+
+    def _open(self, file: Path, passport: Passport, hint: str, cache: Path | None) -> None:  # noqa: ARG002 (for RTX)
+        """Load the engine, and reserve memory for its largest call."""
+        self._engine: Any = self._deserialize(file, passport, hint)
+        self._profiles = [
+            tuple(shape[0] for shape in self._engine.get_tensor_profile_shape(_INPUT, index))
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+        self.max_batch = min(self.max_batch, max(most for _, _, most in self._profiles))
+        self._reserve(max(self.max_batch, *(least for least, _, _ in self._profiles)))
 
     def layers(self, faces: NDArray[np.uint8]) -> tuple[list[EngineLayer], dict[str, float]]:
         """The layers as the engine's inspector tells of them, and the milliseconds of each in one call.
@@ -123,7 +136,7 @@ class TensorRtEngine(GraphEngine):
         with self._lock, self._memory.current():
             index, count = self._place(len(faces))
             context = self._new_context(index)  # a profiler is a context's for good
-            context.set_input_shape(_INPUT, (count, *self.face_shape))
+            self._set_rows(context, count)
             profiler = _profiler(self._trt)
             np.copyto(self._host[_INPUT][: len(faces)], faces)
             self._copy_in(count)
@@ -153,10 +166,12 @@ class TensorRtEngine(GraphEngine):
 
     def close(self) -> None:
         """Give the device's memory back; the session answers nothing afterwards."""
-        with self._lock:
+        with self._lock, self._memory.current():
+            self._captured.clear()
             self._contexts.clear()
-            self._graphs.clear()
-            self._memory.close()
+            self._engine = self._kept = None
+            self._host.clear()
+        self._memory.close()
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         probabilities, label, confidence = self._infer(faces, Outcome._fields)
@@ -167,38 +182,46 @@ class TensorRtEngine(GraphEngine):
 
     def _infer(self, faces: NDArray[np.uint8], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         with self._lock, self._memory.current():
+            self._require(bool(self._host), "run: the session is closed")
             index, count = self._place(len(faces))
             np.copyto(self._host[_INPUT][: len(faces)], faces)
-            self._launcher(index, count, outputs)()
+            self._launcher((index, count, outputs))()
             self._memory.synchronize()
             return [self._host[name][: len(faces)].copy() for name in outputs]
 
-    def _launcher(self, index: int, count: int, outputs: tuple[str, ...]) -> Callable[[], None]:
+    def _launcher(self, key: _Key) -> Callable[[], None]:
         """What begins a call: by itself the first time, as a graph from then on."""
-        key = (index, count, outputs)
+        index, count, outputs = key
+        if key in self._captured:
+            self._captured[key] = self._captured.pop(key)  # the last to be dropped
+            return self._captured[key][1].launch
+        if self.uncaptured or key not in self._called:
+            self._called.add(key)
+            return functools.partial(self._begin, self._context(index, count), count, outputs)
+        return self._capture(key)
 
-        def begin() -> None:
-            self._copy_in(count)
-            self._enqueue(self._context(index, count))
-            self._copy_out(outputs, count)
+    def _capture(self, key: _Key) -> Callable[[], None]:
+        """Record a call in a context of its own."""
+        index, count, outputs = key
+        context = self._new_context(index)
+        self._set_rows(context, count)
+        begin = functools.partial(self._begin, context, count, outputs)
+        begin()  # the first enqueue after a shape was set prepares what cannot be recorded
+        self._memory.synchronize()
+        try:
+            self._captured[key] = context, self._memory.capture(begin)
+        except CheckFailed as err:
+            self.uncaptured = str(err)
+            return begin
+        if len(self._captured) > _SIZES_KEPT:
+            _, oldest = self._captured.pop(next(iter(self._captured)))
+            oldest.destroy()
+        return self._captured[key][1].launch
 
-        if self.uncaptured:
-            return begin
-        if key not in self._graphs:
-            self._graphs[key] = None
-            return begin
-        launch = self._graphs.pop(key)
-        if launch is None:
-            self._context(index, count)  # shapes are set before: nothing but work for the device is recorded
-            try:
-                launch = self._memory.capture(begin)
-            except CheckFailed as err:
-                self.uncaptured = str(err)
-                return begin
-        self._graphs[key] = launch  # the last to be dropped
-        if len(self._graphs) > _SIZES_KEPT:
-            del self._graphs[next(iter(self._graphs))]
-        return launch
+    def _begin(self, context: "trt.IExecutionContext", count: int, outputs: tuple[str, ...]) -> None:
+        self._copy_in(count)
+        self._enqueue(context)
+        self._copy_out(outputs, count)
 
     def _place(self, faces: int) -> tuple[int, int]:
         """The profile for a call, and how many rows it computes: at least as many as the profile's least."""
@@ -211,27 +234,51 @@ class TensorRtEngine(GraphEngine):
         return index, max(faces, self._profiles[index][0])
 
     def _context(self, index: int, count: int) -> "trt.IExecutionContext":
-        """The context of a profile, which are slow to make and hold memory, for a number of rows."""
+        """The context of a profile for calls that are not captured, set to a number of rows."""
         if index not in self._contexts:
             self._contexts[index] = self._new_context(index)
         context = self._contexts[index]
         if context.get_tensor_shape(_INPUT)[0] != count:
-            context.set_input_shape(_INPUT, (count, *self.face_shape))
+            self._set_rows(context, count)
         return context
 
     def _new_context(self, index: int) -> "trt.IExecutionContext":
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise CheckFailed(f"{self.runtime} has no memory for a context: {_errors(self._trt)}.", hint="--max-batch")
-        context.set_optimization_profile_async(index, self._memory.stream)
+        context: trt.IExecutionContext = self._create_context()
+        self._require(context is not None, "make a context")
+        self._require(context.set_optimization_profile_async(index, self._memory.stream), f"take profile {index}")
         for name, address in self._device.items():
-            context.set_tensor_address(name, address)
+            self._require(context.set_tensor_address(name, address), f"take an address for {name}")
         self._memory.synchronize()
         return context
 
+    def _create_context(self) -> Any:
+        """A context in the memory that all share."""
+        if hasattr(self._trt, "ExecutionContextAllocationStrategy"):
+            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+        else:  # version 8
+            context = self._engine.create_execution_context_without_device_memory()
+        if context is not None:
+            context.device_memory = self._scratch()
+        return context
+
+    def _scratch(self) -> int:
+        """The address of memory for what is between the layers, of any profile."""
+        if not hasattr(self, "_between"):
+            has_v2 = hasattr(self._engine, "device_memory_size_v2")  # its name from 10.1 on
+            size = self._engine.device_memory_size_v2 if has_v2 else self._engine.device_memory_size
+            self._between = self._memory.allocate(max(1, size))
+        return self._between
+
+    def _set_rows(self, context: "trt.IExecutionContext", count: int) -> None:
+        self._require(context.set_input_shape(_INPUT, (count, *self.face_shape)), f"take {count} faces")
+
     def _enqueue(self, context: "trt.IExecutionContext") -> None:
-        if not context.execute_async_v3(self._memory.stream):
-            raise CheckFailed(f"{self.runtime} cannot run the engine: {_errors(self._trt)}.", hint="emoexport doctor")
+        self._require(context.execute_async_v3(self._memory.stream), "run the engine")
+
+    def _require(self, is_done: bool, what: str) -> None:
+        if not is_done:
+            raise CheckFailed(f"{self.runtime} cannot {what}: {_errors(self._trt)}.", hint="emoexport doctor")
 
     def _copy_in(self, count: int) -> None:
         self._memory.copy_in(self._device[_INPUT], self._host[_INPUT][:count])
@@ -282,11 +329,37 @@ class TensorRtEngine(GraphEngine):
 
 
 class TensorRtRtxEngine(TensorRtEngine):
-    """An engine of TensorRT-RTX, which compiles its kernels when it is loaded."""
+    """An engine of TensorRT-RTX, which compiles kernels when shapes are first seen, and captures CUDA graphs by itself.
+
+    What it compiled is kept in the cache, if there is one, when the session is closed.
+    """
 
     backend = "tensorrt-rtx"
     runtime = "TensorRT-RTX"
     module = "tensorrt_rtx"
+
+    def _open(self, file: Path, passport: Passport, hint: str, cache: Path | None) -> None:
+        super()._open(file, passport, hint, cache)
+        self.uncaptured = "TensorRT-RTX captures by itself"
+        self._compiled = None if cache is None else cache / self.backend / f"{passport.sha256}.kernels"
+        self._settings = self._engine.create_runtime_config()
+        self._settings.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+        self._settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER  # or the first calls are slow
+        self._kernels = self._settings.create_runtime_cache()
+        if self._compiled is not None and self._compiled.is_file():
+            self._kernels.deserialize(self._compiled.read_bytes())  # one that does not fit is left alone, and replaced
+        self._settings.set_runtime_cache(self._kernels)
+
+    def close(self) -> None:
+        """Keep what was compiled, and give the device's memory back."""
+        if self._compiled is not None and self._host:
+            write_bytes(self._compiled, self._kernels.serialize())
+        self._settings = self._kernels = None
+        super().close()
+
+    def _create_context(self) -> Any:
+        return self._engine.create_execution_context(self._settings)
 
     def _require_valid(self, runtime: Any, plan: bytes, file: Path, hint: str) -> None:
         validity, diagnostics = runtime.get_engine_validity(plan)

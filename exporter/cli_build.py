@@ -138,7 +138,9 @@ def build(
     from emoexport.engines.tensorrt_build import BuilderSettings  # noqa: PLC0415
     from emoexport.prebuilt import require_buildable  # noqa: PLC0415
 
-    most = max_batch or 64
+    is_bundle = run is not None and (run / "manifest.json").is_file()
+    bundle = _bundle_to_build_into(context, run, builds) if is_bundle else None
+    most = max_batch or min(64, 64 if bundle is None else bundle.manifest.max_batch)
     settings = BuilderSettings(
         min_batch=min_batch,
         opt_batch=tuple(opt_batch or [max(min_batch, min(16, most))]),
@@ -154,10 +156,7 @@ def build(
     )
     backends = require_buildable(builds, settings)
     console = console_of()
-    is_bundle = run is not None and (run / "manifest.json").is_file()
-    if is_bundle:
-        bundle = _bundle_to_build_into(context, run, builds)
-    else:
+    if bundle is None:
         from emoexport.calibration import Wish  # noqa: PLC0415
         from emoexport.passes import Choice  # noqa: PLC0415
         from emoexport.pipeline import build as build_bundle  # noqa: PLC0415

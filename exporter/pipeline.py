@@ -303,6 +303,7 @@ def verify(
     opened = open_engines(
         bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=noted(console)
     )
+    batch = min([batch, *(engine.max_batch for engine in opened)])
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, row_sets = drawn_faces(dataset, split, limit)

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,7 +18,7 @@ from emoexport.engines.number_types import narrowest, share_of_time
 from emoexport.engines.passport import Passport, passport_of, rebuild_command
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, is_weakly_typed, require_builder
 from emoexport.engines.tensorrt_engine import TensorRtEngine
-from emoexport.errors import BadBundle, CheckFailed, UsageError
+from emoexport.errors import BadBundle, CheckFailed, UsageError, WrongMachine
 from emoexport.opset17 import to_opset_17
 from emoexport.precision import PRECISIONS
 from emoexport.progress import status_line
@@ -81,19 +82,25 @@ def build_engines(
     found = {}
     for backend, precision, origin in wanted:
         name = f"{backend.name}-{precision}"
-        engine = bundle.path / "engines" / f"{name}.engine"
-        with _graph_for(backend, origin) as graph, status_line(console, f"building {name} ...") as show:
-            passport = build_engine(
-                backend.name,
-                graph,
-                engine,
-                precision=precision,
-                face_shape=bundle.manifest.face_shape,
-                settings=settings,
-                origin=origin,
-                progress=functools.partial(_show, show),
-            )
-        found[name] = _proven(bundle, backend, precision, engine, passport) if backend.is_usable() else passport
+        with tempfile.TemporaryDirectory(prefix=".engines.", dir=bundle.path) as folder:
+            engine = Path(folder) / f"{name}.engine"
+            with _graph_for(backend, origin) as graph, status_line(console, f"building {name} ...") as show:
+                found[name] = build_engine(
+                    backend.name,
+                    graph,
+                    engine,
+                    precision=precision,
+                    face_shape=bundle.manifest.face_shape,
+                    settings=settings,
+                    origin=origin,
+                    progress=functools.partial(_show, show),
+                )
+            if backend.is_usable():
+                found[name] = _proven(bundle, backend, engine, found[name], console)
+            target = bundle.path / "engines"
+            target.mkdir(exist_ok=True)
+            for file in (passport_of(engine), engine):
+                file.replace(target / file.name)
     return found
 
 
@@ -149,20 +156,29 @@ def _precisions_for(bundle: Bundle, backend: Backend, asked: Sequence[str]) -> l
     return list(asked) or [name for name in bundle.manifest.graphs if name in backend.precisions]
 
 
-def _proven(bundle: Bundle, backend: Backend, precision: str, engine: Path, passport: Passport) -> Passport:
-    """Read from the engine which types its layers compute in, and refuse one that is not of the precision."""
-    manifest, row = bundle.manifest, PRECISIONS[precision]
-    shape, count = manifest.face_shape, passport.profiles[0][1]
-    session = open_engine(backend, engine, precision=precision, face_shape=shape, max_batch=manifest.max_batch)
+def _proven(bundle: Bundle, backend: Backend, engine: Path, passport: Passport, console: Console) -> Passport:
+    """Read from the engine which types its layers compute in, and refuse one that is not of the precision.
+
+    One for another card, and one whose time cannot be told apart by layers, stays as it is, and that is said.
+    """
+    row, manifest = PRECISIONS[passport.precision], bundle.manifest
+    faces = np.zeros((passport.profiles[0][1], *manifest.face_shape), np.uint8)
+    limits: dict[str, Any] = {"face_shape": manifest.face_shape, "max_batch": manifest.max_batch}
+    try:
+        session = open_engine(backend, engine, precision=passport.precision, **limits)
+    except WrongMachine as err:
+        console.print(f"{err} It is not run here.", style="yellow", highlight=False, soft_wrap=True)
+        return passport
     assert isinstance(session, TensorRtEngine)
-    layers, milliseconds = session.layers(np.zeros((count, *shape), np.uint8))
-    session.close()
+    with contextlib.closing(session):
+        layers, milliseconds = session.layers(faces)
     by_time = share_of_time(layers, milliseconds)
     counts = Counter(narrowest(layer.numbers) for layer in layers if layer.numbers)
     share = by_time.get(row.number, 0.0)
-    if share < row.min_share:
-        engine.unlink()
-        passport_of(engine).unlink()
+    if not by_time:
+        said = f"{engine.name}: its time could not be told apart by layers."
+        console.print(said, style="yellow", highlight=False, soft_wrap=True)
+    elif share < row.min_share:
         raise CheckFailed(
             f"{engine.name} is no {row.title} engine: {share:.0%} of the members' time is in {row.number}, needed are "
             f"{row.min_share:.0%}; found are {', '.join(f'{each} {part:.0%}' for each, part in by_time.items())}.",

@@ -12,7 +12,7 @@ from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.passport import passports_in
 from emoexport.engines.torch_engine import TorchEngine
-from emoexport.errors import BadBundle, BadCheckpoint, EmoexportError, MissingRuntime
+from emoexport.errors import BadBundle, BadCheckpoint, EmoexportError, MissingRuntime, WrongMachine
 from emoexport.prebuilt import built_engine
 from emoexport.precision import PRECISIONS
 from emoexport.reference import Reference
@@ -102,23 +102,35 @@ def open_engines(
         precisions: None for all of the bundle.
         threads: how many each runtime may use.
         cache: where runtimes that can keep what they compile.
-        note: told why an engine that nobody named is left out: its runtime lacks something after all.
+        note: told why an engine that nobody named is left out: its runtime lacks something after all, or it was built
+            for another machine.
 
     Raises:
         MissingRuntime: if no runtime is usable, or one that was named lacks something.
         BadBundle: if the bundle has nothing of a precision or for an engine asked for.
-        WrongMachine: if an engine was compiled for another machine.
+        WrongMachine: if an engine that was named was built for another machine.
     """
-    files = {
-        (backend.name, precision): file
-        for precision in _precisions_of(bundle, precisions)
-        for backend in backends_named(engines)
-        if (engines or device in (None, backend.device)) and (file := _file_for(bundle, backend, precision))
-    }
-    if not files and not engines:
-        raise MissingRuntime("no runtime for these graphs is installed.", hint="pip install onnxruntime-gpu")
+    limits: dict[str, Any] = {"face_shape": bundle.manifest.face_shape, "max_batch": bundle.manifest.max_batch}
+    opened: list[Engine] = []
+    has_file: set[str] = set()
+    for precision in _precisions_of(bundle, precisions):
+        for backend in backends_named(engines):
+            if not engines and device not in (None, backend.device):
+                continue
+            try:
+                file = _file_for(bundle, backend, precision)
+                if file is None:
+                    continue
+                has_file.add(backend.name)
+                opened.append(open_engine(backend, file, precision=precision, threads=threads, cache=cache, **limits))
+            except (MissingRuntime, WrongMachine) as err:
+                if engines:
+                    raise
+                note(f"{backend.name}-{precision} is left out: {err}")
+    if not opened and not engines:
+        raise MissingRuntime("no engine of this bundle runs here.", hint="emoexport doctor")
     for name in engines or ():
-        if name not in {backend for backend, _ in files}:
+        if name not in has_file:
             backend = BACKENDS[name]
             asked = f"{' or '.join(precisions)} " if precisions else ""
             raise BadBundle(
@@ -126,16 +138,6 @@ def open_engines(
                 f"{', '.join(backend.precisions)}.",
                 hint=_command_for(bundle, backend),
             )
-    limits: dict[str, Any] = {"face_shape": bundle.manifest.face_shape, "max_batch": bundle.manifest.max_batch}
-    opened = []
-    for (row, precision), file in files.items():
-        try:
-            engine = open_engine(BACKENDS[row], file, precision=precision, threads=threads, cache=cache, **limits)
-            opened.append(engine)
-        except MissingRuntime as err:
-            if engines:
-                raise
-            note(f"{row}-{precision} is left out: {err}")
     return opened
 
 

@@ -52,11 +52,14 @@ def with_package(bundle: Bundle, folder: Path, **changes: object) -> Bundle:
 def test_a_package_for_another_machine_is_not_loaded(changes, said, bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.aoti_load_package", lambda _: pytest.fail("it was loaded"))
     other = with_package(bundle, tmp_path, **changes)
-    for engines in (None, ["inductor"]):
-        with pytest.raises(WrongMachine, match=f"compiled for another machine: {said}") as caught:
-            sessions.open_engines(other, engines=engines)
-        assert caught.value.exit_code == 5
-        assert "--engine inductor; or name other engines with --engine" in caught.value.hint
+    with pytest.raises(WrongMachine, match=f"compiled for another machine: {said}") as caught:
+        sessions.open_engines(other, engines=["inductor"])
+    assert caught.value.exit_code == 5
+    assert "--engine inductor; or name other engines with --engine" in caught.value.hint
+    notes: list[str] = []
+    found = sessions.open_engines(other, note=notes.append)
+    assert "inductor" not in {engine.backend for engine in found}
+    assert "inductor-fp32 is left out" in notes[0]
     assert [engine.name for engine in sessions.open_engines(other, engines=["onnxruntime"])] == ["onnxruntime-fp32"]
 
 

@@ -250,14 +250,16 @@ def test_a_captured_call_reads_what_is_there_when_it_is_launched(fake):
         memory.copy_in(address, there)
         memory.copy_out(back, address)
 
-    launch = memory.capture(work)
+    graph = memory.capture(work)
     memory.synchronize()
     assert not back.any(), "what is captured is not done"
     for value in (1, 2):
         there[...] = value
-        launch()
+        graph.launch()
         memory.synchronize()
         assert (back == value).all()
+    graph.destroy()
+    assert fake.live["executable"] == 0
     memory.close()
     assert set(fake.live.values()) == {0}
 

@@ -48,6 +48,8 @@ class FakeDevice:
         self.buffers: list[np.ndarray] = []
         self.copied_out: list[tuple[int, ...]] = []
         self.captures = self.launches = self.deserialized = 0
+        self.graphs: list[FakeGraph] = []
+        self.contexts = 0
         self.is_closed = False
 
     def begin(self, work: Callable[[], object]) -> None:
@@ -78,7 +80,7 @@ class FakeDevice:
         for work in begun:
             work()
 
-    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], object]) -> "FakeGraph":
         self.recorded = []
         try:
             work()
@@ -86,12 +88,8 @@ class FakeDevice:
         finally:
             self.recorded = None
         self.captures += 1
-
-        def launch() -> None:
-            self.launches += 1
-            self.begun += recorded
-
-        return launch
+        self.graphs.append(FakeGraph(self, recorded))
+        return self.graphs[-1]
 
     def time(self, *works: Callable[[], object]) -> list[float]:
         for work in works:
@@ -101,6 +99,21 @@ class FakeDevice:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class FakeGraph:
+    """What was recorded."""
+
+    def __init__(self, device: FakeDevice, recorded: list[Callable[[], object]]) -> None:
+        self.device, self.recorded = device, recorded
+
+    def launch(self) -> None:
+        assert self in self.device.graphs, "it was destroyed"
+        self.device.launches += 1
+        self.device.begun += self.recorded
+
+    def destroy(self) -> None:
+        self.device.graphs.remove(self)
 
 
 def make_module(api: str, device: FakeDevice) -> ModuleType:
@@ -138,6 +151,8 @@ def make_8_6(device: FakeDevice) -> ModuleType:
     )
     module.IBuilderConfig.fake_allowed -= {"progress_monitor"}
     del module.IProgressMonitor
+    del module.ExecutionContextAllocationStrategy
+    module.ICudaEngine.fake_allowed -= {"device_memory_size_v2"}
     return module
 
 
@@ -274,6 +289,7 @@ def _deserialize(self: Any, plan: bytes) -> Any:
     engine.fake_has_weights = "STRIP_PLAN" not in found["flags"]
     tensors = [*engine.fake_session.get_inputs(), *engine.fake_session.get_outputs()]
     engine.fake_tensors = {tensor.name: tensor for tensor in tensors}
+    engine.fake_scratch = 100
     engine.num_io_tensors, engine.num_optimization_profiles = len(tensors), len(engine.fake_profiles)
     return engine
 
@@ -287,10 +303,13 @@ def _tensor_shape(self: Any, name: str) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else -1 for size in self.fake_tensors[name].shape)
 
 
-def _create_context(self: Any) -> Any:
+def _create_context(self: Any, how: Any = None) -> Any:
     context = self.fake_module.IExecutionContext()
+    self.fake_device.contexts += 1
+    has_config = hasattr(how, "fake_is_config")
+    assert has_config == (self.fake_module.__name__ == "tensorrt_rtx"), "TensorRT-RTX is told how by a configuration"
     context.fake_engine, context.fake_addresses, context.fake_profile = self, {}, None
-    context.fake_shape, context.fake_warm = None, set()
+    context.fake_shape, context.fake_is_warm, context.fake_changes = None, False, 0
     return context
 
 
@@ -305,7 +324,8 @@ def _set_input_shape(self: Any, name: str, shape: tuple[int, ...]) -> bool:
     assert name == "faces"
     assert least[0] <= shape[0] <= most[0], "outside of the profile"
     assert list(shape[1:]) == list(least[1:])
-    self.fake_shape = tuple(shape)
+    self.fake_shape, self.fake_is_warm = tuple(shape), False
+    self.fake_changes += 1
     return True
 
 
@@ -327,12 +347,16 @@ def _execute(self: Any, stream: int) -> bool:
     engine, shape = self.fake_engine, self.fake_shape
     if stream != STREAM or shape is None or set(self.fake_addresses) != set(engine.fake_tensors):
         return False
-    if engine.fake_device.recorded is not None and shape not in self.fake_warm:
-        return False  # the first enqueue of a shape prepares what cannot be captured
-    self.fake_warm.add(shape)
+    is_recorded = engine.fake_device.recorded is not None
+    if is_recorded and not self.fake_is_warm:
+        return False  # the first enqueue after a shape was set prepares what cannot be captured
+    self.fake_is_warm, at = True, self.fake_changes
 
     def compute() -> None:
         assert engine.fake_has_weights, "the engine has no weights"
+        assert not is_recorded or self.fake_changes == at, "the context was changed after it was captured"
+        if "device_memory" in vars(self):
+            _at(self.device_memory, (engine.fake_scratch,), np.uint8)
         faces = _at(self.fake_addresses["faces"], shape, np.uint8)
         names = [output.name for output in engine.fake_session.get_outputs()]
         for name, value in zip(names, engine.fake_session.run(names, {"faces": faces}), strict=True):
@@ -375,6 +399,23 @@ def _engine_information(self: Any, kind: Any) -> str:
     layers = _inspected(self.fake_engine, with_types=context is not None and context.fake_shape is not None)
     rest = "I/O Tensors" if self.fake_version.startswith("11") else "Bindings"
     return json.dumps({"Layers": layers, rest: []})
+
+
+def _create_runtime_config(self: Any) -> Any:
+    config = self.fake_module.IRuntimeConfig()
+    config.fake_is_config, config.fake_module = True, self.fake_module
+    return config
+
+
+def _create_runtime_cache(self: Any) -> Any:
+    cache = self.fake_module.IRuntimeCache()
+    cache.fake_content = b"compiled now"
+    return cache
+
+
+def _fill_runtime_cache(self: Any, content: bytes) -> bool:
+    self.fake_content = content
+    return True
 
 
 def _create_inspector(self: Any) -> Any:
@@ -457,6 +498,10 @@ BEHAVIOUR: dict[str, dict[str, Any]] = {
         "get_tensor_shape": _tensor_shape,
         "get_tensor_profile_shape": lambda self, name, index: [tuple(each) for each in self.fake_profiles[index]],
         "create_execution_context": _create_context,
+        "create_execution_context_without_device_memory": _create_context,
+        "create_runtime_config": _create_runtime_config,
+        "device_memory_size": 100,
+        "device_memory_size_v2": 100,
         "create_engine_inspector": _create_inspector,
     },
     "IExecutionContext": {
@@ -466,6 +511,8 @@ BEHAVIOUR: dict[str, dict[str, Any]] = {
         "set_tensor_address": _set_address,
         "execute_async_v3": _execute,
     },
+    "IRuntimeConfig": {"create_runtime_cache": _create_runtime_cache, "set_runtime_cache": lambda *_: True},
+    "IRuntimeCache": {"serialize": lambda self: self.fake_content + b"!", "deserialize": _fill_runtime_cache},
     "EngineInspector": {"get_engine_information": _engine_information},
 }
 
