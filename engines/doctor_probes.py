@@ -10,23 +10,20 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from emoexport.engines import BACKENDS, Backend
 from emoexport.engines.cuda import Cuda, Device
-from emoexport.engines.machine import versions_of
+from emoexport.engines.machine import ask_nvidia_smi, kernel_driver, versions_of
 from emoexport.errors import MissingRuntime
 
 __all__ = ["Finding", "Probe", "Status", "probes"]
 
 Status = Literal["ok", "missing", "too little", "broken", "not needed", "not here"]
 """`missing` can be installed, `not here` wants hardware; `not needed` is not installed and would not be used."""
-
-_RTX_CARDS = ("7.5", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities that TensorRT-RTX 1.7 knows."""
 
 _PROVIDERS = {"onnxruntime-cuda": "CUDA", "onnxruntime-tensorrt": "Tensorrt"}
 """By backend, how the name of its provider in ONNX Runtime begins."""
@@ -42,6 +39,14 @@ for name, mode in (("shared", ctypes.RTLD_GLOBAL), ("{library}", ctypes.RTLD_LOC
         ctypes.CDLL(str(file), mode)
 """
 """Loads the library of a provider as the engine does, but by itself: ONNX Runtime would go on with the CPU."""
+
+_COUNT_DEVICES = """
+from cuda.bindings import runtime
+status, *_ = runtime.cudaGetDeviceCount()
+if int(status):
+    raise SystemExit(f"it sees no device: {status.name} ({int(status)})")
+"""
+"""What sessions use of cuda-bindings can be imported whatever the driver is; the first call tells."""
 
 
 class Finding(NamedTuple):
@@ -64,8 +69,8 @@ def probes(cuda: Cuda) -> Iterator[Probe]:
         yield "GPU", f"device {device.index}", partial(_device, device)
     if cuda.devices and shutil.which("nvidia-smi"):
         yield "GPU", "free memory", _free_memory
-    yield "GPU", "cuda-bindings", partial(_memory_package, "cuda-bindings", "cuda.bindings.driver", cuda)
-    yield "GPU", "pycuda", partial(_memory_package, "pycuda", "pycuda.driver", cuda)
+    yield "GPU", "cuda-bindings", partial(_memory_package, "cuda-bindings", _COUNT_DEVICES, cuda)
+    yield "GPU", "pycuda", partial(_memory_package, "pycuda", "import pycuda.driver", cuda)
     yield "engines", "PyTorch", partial(_pytorch, cuda)
     for row in BACKENDS.values():
         yield "engines", row.name, partial(_backend, row, cuda)
@@ -80,20 +85,11 @@ def probes(cuda: Cuda) -> Iterator[Probe]:
 
 def _driver(cuda: Cuda) -> Finding:
     if cuda.devices:
-        return Finding("ok", f"{_kernel_driver()}runs CUDA up to {cuda.version}")
+        return Finding("ok", ", ".join(filter(None, [kernel_driver(), f"runs CUDA up to {cuda.version}"])))
     if _nvidia_cards():
         hint = "install NVIDIA's driver; containers are started with --gpus all"
         return Finding("missing", f"there is an NVIDIA card, but {cuda.problem}", hint)
     return Finding("not here", cuda.problem)
-
-
-def _kernel_driver() -> str:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    found = re.search(r"\s(\d{3,}\.\d[\d.]*)\s", text)
-    return f"{found[1]}, " if found else ""
 
 
 def _nvidia_cards() -> bool:
@@ -111,26 +107,24 @@ def _device(device: Device) -> Finding:
 
 
 def _free_memory() -> Finding:
-    """The driver's own tool is asked: in CUDA it takes a context, and hundreds of MB on a card that may be full."""
-    command = ["nvidia-smi", "--query-gpu=memory.free,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 (nothing in it is asked for)
-    return Finding("ok", "; ".join(line.replace(", ", " of ") for line in done.stdout.strip().splitlines()))
+    return Finding("ok", "; ".join(" of ".join(row) for row in ask_nvidia_smi("memory.free", "memory.total")))
 
 
-def _memory_package(name: str, module: str, cuda: Cuda) -> Finding:
-    """One of those that hold what goes into TensorRT's engines."""
+def _memory_package(name: str, use: str, cuda: Cuda) -> Finding:
+    """One of those that hold what goes into TensorRT's engines, and the code that shows whether it works."""
     found = versions_of("cuda-bindings", "pycuda")
+    requirement = "'cuda-bindings<13'" if name == "cuda-bindings" and _major(cuda.version) < 13 else name
+    # Without the flag, Ubuntu's linker leaves libcuda out of what it builds.
+    install = "LDFLAGS=-Wl,--no-as-needed pip install" if name == "pycuda" else "pip install"
     if name not in found:
-        # Without the flag, Ubuntu's linker leaves libcuda out of what it builds.
-        flags = "LDFLAGS=-Wl,--no-as-needed " if name == "pycuda" else ""
         needed = bool(cuda.devices) and not found
-        return _absent("holds device memory, as cuda-bindings or pycuda can", f"{flags}pip install {name}", needed)
+        return _absent("holds device memory, as cuda-bindings or pycuda can", f"{install} {requirement}", needed)
+    if not cuda.devices:
+        return Finding("not here", f"{found[name]}; {_lacking(cuda)}")
     try:
-        _version(module, name)
-    except MissingRuntime:
-        if cuda.devices:
-            raise
-        return Finding("not here", f"{found[name]}; {_lacking(name, cuda)}")
+        _ask(use)
+    except MissingRuntime as err:
+        return Finding("broken", f"{found[name]}: {err}", f"{install} --force-reinstall {requirement}")
     return Finding("ok", found[name])
 
 
@@ -150,7 +144,7 @@ def _pytorch(cuda: Cuda) -> Finding:
 
 
 def _backend(row: Backend, cuda: Cuda) -> Finding:
-    lacking = _lacking(row.package, cuda) if row.device == "cuda" else ""
+    lacking = _lacking(cuda, row.compute_capabilities) if row.device == "cuda" else ""
     if not row.is_installed():
         return _absent(lacking, _install(row, cuda), not lacking)
     version = _torch_build()[0] if row.package == "torch" else _version(row.package, row.requirement)
@@ -163,12 +157,12 @@ def _backend(row: Backend, cuda: Cuda) -> Finding:
     return Finding("missing", f"{found}; {problem}", _install(row, cuda)) if problem else Finding("ok", found)
 
 
-def _lacking(package: str, cuda: Cuda) -> str:
-    """Why a runtime for GPUs runs nothing here; empty if it does."""
+def _lacking(cuda: Cuda, known: Sequence[str] = ()) -> str:
+    """Why a runtime that knows these compute capabilities, or all, runs nothing here; empty if it does."""
     if not cuda.devices:
         return "no GPU is found"
-    fits = package != "tensorrt_rtx" or any(device.compute_capability in _RTX_CARDS for device in cuda.devices)
-    return "" if fits else f"it is not for compute capability {cuda.devices[0].compute_capability}"
+    found = cuda.devices[0].compute_capability
+    return f"it is not for compute capability {found}" if known and found not in known else ""
 
 
 def _providers() -> list[str]:
@@ -192,7 +186,7 @@ def _builder(row: Backend, cuda: Cuda) -> Finding:
     """Whether a TensorRT builds engines here; that of RTX needs no GPU for it, but one to run them."""
     anywhere = row.package == "tensorrt_rtx"
     purpose = "builds engines for RTX cards, with or without one" if anywhere else "builds engines for the GPU it is on"
-    lacking = _lacking(row.package, cuda) if cuda.devices or not anywhere else ""
+    lacking = _lacking(cuda, row.compute_capabilities) if cuda.devices or not anywhere else ""
     if not row.is_installed():
         return _absent(lacking or purpose, _install(row, cuda), not lacking)
     version = _version(row.package, row.requirement)

@@ -5,14 +5,19 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+from emoexport.engines.cuda import find_cuda
+
 __all__ = [
+    "ask_nvidia_smi",
     "describe_machine",
     "describe_processor",
     "find_compiler",
     "instruction_sets",
+    "kernel_driver",
     "kernel_extensions",
     "memory_bytes",
     "usable_cores",
@@ -25,17 +30,73 @@ _KERNELS = (
 )
 """Names in `/proc/cpuinfo`, of x86 and of ARM, of the extensions that decide which kernels run."""
 
+_PACKAGES = (
+    *("emoexport", "torch", "onnxruntime-gpu", "onnxruntime", "openvino"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13", "cuda-bindings", "pycuda", "polygraphy"),
+)
+"""Those whose versions decide how fast anything is, and what it answers."""
+
 
 def describe_machine() -> dict[str, str]:
-    """Processor, cores, load and versions, as short texts."""
+    """Processor, cores, load, versions, and the GPU where there is one, as short texts."""
     return {
         "processor": describe_processor(),
         "cores": str(usable_cores()),
         "load_average": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **versions_of("emoexport", "torch", "onnxruntime-gpu", "onnxruntime", "openvino"),
+        **versions_of(*_PACKAGES),
+        **_describe_gpu(),
     }
+
+
+def _describe_gpu() -> dict[str, str]:
+    """The first device, which is the one that runtimes use, and its driver; nothing where there is none."""
+    cuda = find_cuda()
+    if not cuda.devices:
+        return {}
+    device = cuda.devices[0]
+    found = {
+        "gpu": device.name,
+        "compute_capability": device.compute_capability,
+        "gpu_memory": f"{device.memory_bytes / 1e9:.1f} GB",
+        "driver_cuda": cuda.version or "",
+        "kernel_driver": kernel_driver(),
+        "gpu_state": _gpu_state(),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _gpu_state() -> str:
+    """Clocks and limits, which decide how fast a GPU is beside its name; empty if they cannot be asked for."""
+    try:
+        rows = ask_nvidia_smi("clocks.sm", "clocks.max.sm", "power.limit", "temperature.gpu")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    # The tool's order of devices is not that of CUDA, so all of them are told.
+    return "; ".join(f"SM at {clock} of {most}, limit {power}, {heat} °C" for clock, most, power, heat in rows)
+
+
+def ask_nvidia_smi(*fields: str) -> list[list[str]]:
+    """Ask the driver's own tool about each GPU: CUDA would take a context for it, hundreds of MB of the card.
+
+    Raises:
+        OSError: if there is no such tool.
+        subprocess.SubprocessError: if it fails, or takes longer than 10 seconds.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 (nothing in it is asked for)
+    return [line.split(", ") for line in done.stdout.strip().splitlines()]
+
+
+def kernel_driver() -> str:
+    """The version of NVIDIA's module in the kernel; empty where Linux has none."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"\s(\d{3,}\.\d[\d.]*)\s", text)
+    return found[1] if found else ""
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ def passport_of(engine: Path) -> Path:
 
 def rebuild_command(engine: Path, backend: str, precision: str) -> str:
     """The command that builds an engine of a bundle again, as its passport says it was built, if that can be read."""
-    flags = [] if precision == "fp32" else [f"--{precision}"]
+    flags = [f"--{precision}"]
     try:
         found = Passport.read(engine)
     except BadBundle:

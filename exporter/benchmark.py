@@ -127,7 +127,7 @@ def bench(
     console.print("a large matrix product at each type of number ...", highlight=False)
     peaks = gemm_peaks(device, tuple({PRECISIONS[engine.precision].number: None for engine in [judge, *timed]}))
     with progress_bar(console, "timing, all in turn", len(sizes) * (rounds + 3)) as advance:
-        results = measure(
+        results, failures = measure(
             timed,
             reference=judge,
             batches=sizes,
@@ -144,7 +144,11 @@ def bench(
         results=tuple(results),
         gemm_peak_tops=peaks,
         size_bytes=bundle.sizes(),
-        notes=bundle.notes(graphs_of(opened)),
+        failures=failures,
+        notes=(
+            *bundle.notes(graphs_of(opened)),
+            *(f"{what} failed, and was left out from there on: {why.rstrip('.')}." for what, why in failures.items()),
+        ),
         machine=describe_machine(),
     )
     bundle.write_report("bench", report, speed_markdown(report))

@@ -36,6 +36,9 @@ def build(
         list[str] | None,
         typer.Option(metavar="NAME[=WEIGHT]", help="A view to fold, likewise. Those that the run votes with if none."),
     ] = None,
+    fp32: Annotated[
+        bool, typer.Option("--fp32", help="The graph as exported: always there, so this is for --engine alone.")
+    ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Add a graph whose members compute in FP16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Add a graph whose members compute in BF16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Add a graph whose members compute in INT8.")] = False,
@@ -132,7 +135,7 @@ def build(
 
     Example: [bold]emoexport build runs/fer2013 -o build/fer2013 --fp16 --int8[/bold]
     """
-    asked = {"fp16": fp16, "bf16": bf16, "int8": int8, "int8-fp16": int8_fp16, "fp8": fp8}
+    asked = {"fp32": fp32, "fp16": fp16, "bf16": bf16, "int8": int8, "int8-fp16": int8_fp16, "fp8": fp8}
     precisions = [name for name, wanted in asked.items() if wanted]
     builds = [name for name in dict.fromkeys(engine or ()) if name != "inductor"]
     from emoexport.engines.tensorrt_build import BuilderSettings  # noqa: PLC0415
@@ -186,7 +189,20 @@ def build(
 
 
 _OF_ENGINES = {
-    *("run", "engine", "fp16", "bf16", "int8", "int8_fp16", "fp8", "max_batch", "min_batch", "opt_batch", "workspace"),
+    *(
+        "run",
+        "engine",
+        "fp32",
+        "fp16",
+        "bf16",
+        "int8",
+        "int8_fp16",
+        "fp8",
+        "max_batch",
+        "min_batch",
+        "opt_batch",
+        "workspace",
+    ),
     *("timing_cache", "optimization_level", "version_compatible", "hardware_compatible", "refit", "strip"),
     "compute_capability",
 }

@@ -18,6 +18,9 @@ from emoexport.outcome import Outcome
 
 __all__ = ["RIVALS", "Rival", "RivalEngine", "rivals_for"]
 
+_RECOMPILES = 64
+"""Of one class, for all of its instances together: PyTorch's 8 are fewer than the batch sizes of two rivals."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
@@ -112,7 +115,9 @@ class RivalEngine(Engine):
         whole = fold(together).eval().to(device)
         self._call: Callable[[Tensor], Any] = whole
         if rival.compile_mode is not None:
-            self._call = torch.compile(whole, mode=rival.compile_mode, dynamic=False)
+            # Beyond the limit PyTorch calls what it has not compiled, unasked; that is to be an error.
+            strict = torch._dynamo.config.patch(recompile_limit=_RECOMPILES, fail_on_recompile_limit_hit=True)
+            self._call = strict(torch.compile(whole, mode=rival.compile_mode, dynamic=False))
         self._faces = torch.empty((max_batch, *face_shape), dtype=torch.uint8, pin_memory=device == "cuda")
 
     @property

@@ -85,6 +85,7 @@ def speed_markdown(report: SpeedReport) -> str:
         "End to end from uint8 faces in memory to labels. All engines in turn in one run; times reference: "
         "median of the ratios round by round, 95 % bootstrap interval.",
         *_peak_lines(report),
+        *_uncaptured_lines(report),
         *report.notes,
         machine_line(report.machine),
     ]
@@ -99,6 +100,12 @@ def _peak_lines(report: SpeedReport) -> list[str]:
         f"A large matrix product by PyTorch reaches here, in 10^12 operations a second: {peaks}. Of peak: the share of "
         "it that all operations of the passes come to in the median time of a call."
     ]
+
+
+def _uncaptured_lines(report: SpeedReport) -> list[str]:
+    # As of the last batch size: an engine that cannot capture at one does not try at the next.
+    reasons = {result.engine: result.uncaptured for result in report.results if result.uncaptured}
+    return [f"{engine} replays no CUDA graphs of ours: {reason.rstrip('.')}." for engine, reason in reasons.items()]
 
 
 def cube_table(accuracies: Sequence[CubeAccuracy]) -> Table:

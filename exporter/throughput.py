@@ -4,9 +4,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from emoexport.config import Record
@@ -15,6 +16,8 @@ from emoexport.engines.timing import Latency, Ratio, interleave, latency_of, rat
 from emoexport.precision import PRECISIONS
 
 __all__ = ["EngineSpeed", "Planned", "SpeedReport", "measure"]
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class EngineSpeed(Record):
     """Of the operations a second that a large matrix product reaches here at this precision; None where not known."""
     split_ms: tuple[float, float, float] | None = None
     """Of one call to the device, on it, and back; None where the engine cannot tell."""
+    uncaptured: str | None = None
+    """Why calls are not replayed as CUDA graphs; empty where they are, None of engines that have none to replay."""
     samples_ms: tuple[float, ...]
 
 
@@ -58,6 +63,8 @@ class SpeedReport(Record):
     """By type of number, 10^12 operations a second of a large matrix product here."""
     size_bytes: dict[str, int]
     """Of a graph, by precision; of a package, by engine."""
+    failures: dict[str, str] = Field(default_factory=dict)
+    """By engine and batch size that it failed at, the first line of why; it was not called from there on."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know."""
     machine: dict[str, str]
@@ -73,8 +80,11 @@ def measure(
     gflop_a_face: float | None = None,
     peaks: Mapping[str, float] = MappingProxyType({}),
     progress: Callable[[int], object] = lambda _: None,
-) -> list[EngineSpeed]:
-    """Time engines and the reference in turn, at each batch size.
+) -> tuple[list[EngineSpeed], dict[str, str]]:
+    """Time engines and the reference in turn, at each batch size from the smallest on.
+
+    An engine that fails costs only itself: it is not called again, at this batch size or a larger one. The reference
+    must not fail.
 
     Args:
         engines: what is measured.
@@ -85,17 +95,28 @@ def measure(
         gflop_a_face: 10^9 operations of these; None where not known.
         peaks: by type of number, 10^12 operations a second of a large matrix product.
         progress: called with 1 after every round.
+
+    Returns:
+        The times, and of engines that failed, by name and batch size, the first line of why.
     """
-    results = []
-    for batch in batches:
-        everyone = [engine for engine in (reference, *engines) if batch <= engine.max_batch]
+    results: list[EngineSpeed] = []
+    failures: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for batch in sorted(batches):
+        everyone = [
+            engine for engine in (reference, *engines) if batch <= engine.max_batch and engine.name not in failed
+        ]
         # How long an engine takes does not depend on what a face shows.
         faces = np.random.default_rng(0).integers(0, 256, (batch, *reference.face_shape), dtype=np.uint8)
-        calls: Mapping[str, Callable[[], object]] = {
-            engine.name: functools.partial(engine.run, faces) for engine in everyone
+        calls: dict[str, Callable[[], object]] = {
+            engine.name: functools.partial(_unless_failed, failed, engine.name, functools.partial(engine.run, faces))
+            for engine in everyone
         }
+        calls[reference.name] = functools.partial(reference.run, faces)
         samples = interleave(calls, rounds=rounds, warmup=3, progress=progress)
         for engine in everyone:
+            if engine.name in failed:
+                continue
             times = samples[engine.name]
             faces_a_second = 1000 * batch / float(np.median(times))
             results.append(
@@ -108,11 +129,30 @@ def measure(
                     passes_a_second=round(faces_a_second * passes_a_face, 1),
                     times_reference=ratio_of(samples[reference.name], times),
                     share_of_peak=_share(faces_a_second, gflop_a_face, peaks.get(PRECISIONS[engine.precision].number)),
-                    split_ms=engine.split(faces),
+                    split_ms=_unless_failed(failed, engine.name, functools.partial(engine.split, faces)),
+                    uncaptured=getattr(engine, "uncaptured", None),
                     samples_ms=tuple(round(float(value), 4) for value in times),
                 )
             )
-    return results
+        failures |= {
+            f"{engine.name} at batch {batch}": failed[engine.name] for engine in everyone if engine.name in failed
+        }
+    return results, failures
+
+
+def _unless_failed(failed: dict[str, str], name: str, work: Callable[[], _Answer]) -> _Answer | None:
+    """Do the work of an engine, unless it has failed before; if it does now, note the first line of why.
+
+    Not the first call alone goes through it: what is captured as a CUDA graph is so in the second or the third.
+    """
+    if name in failed:
+        return None
+    try:
+        return work()
+    except Exception as err:  # of any runtime, on the one machine there may be: the others are wanted all the same
+        failed[name] = str(err).strip().partition("\n")[0] or type(err).__name__
+    torch.cuda.empty_cache()  # what a failed call held of the device is free once its exception is gone
+    return None
 
 
 def _share(faces_a_second: float, gflop_a_face: float | None, peak_tops: float | None) -> float | None:

@@ -1,5 +1,6 @@
 """What the doctor says of machines that are not here: drivers, packages, processors, disks."""
 
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -165,10 +166,36 @@ def test_tensorrt_rtx_builds_without_a_gpu(examined):
 
 
 def test_an_old_driver(examined):
-    rows, _ = examined(cuda=with_device(H100, version="12.4"), packages={**CPU_ONLY, "torch's CUDA": "13.0"})
+    cuda, packages = with_device(H100, version="12.4"), {**CPU_ONLY, "torch's CUDA": "13.0"}
+    rows, _ = examined(cuda=cuda, packages=packages)
     assert rows["PyTorch"].status == "broken"
     assert "built for CUDA 13.0; the driver runs 12.4 at most" in rows["PyTorch"].found
     assert rows["TensorRT"].next == rows["tensorrt"].next == "pip install 'tensorrt-cu12<11'"
+    assert rows["cuda-bindings"].next == "pip install 'cuda-bindings<13'"
+    why = "it sees no device: cudaErrorInsufficientDriver (35)"
+    rows, _ = examined(cuda=cuda, packages={**packages, "cuda.bindings": "13.5.0"}, fails={"cudaGetDeviceCount": why})
+    assert (rows["cuda-bindings"].status, rows["cuda-bindings"].found) == ("broken", f"13.5.0: {why}")
+    assert rows["cuda-bindings"].next == "pip install --force-reinstall 'cuda-bindings<13'"
+
+
+@pytest.mark.parametrize(("status", "said"), [(0, None), (35, "it sees no device: insufficient (35)")])
+def test_cuda_bindings_is_called(status, said, tmp_path, monkeypatch):
+    package = tmp_path / "cuda/bindings"
+    package.mkdir(parents=True)
+    (package / "runtime.py").write_text(
+        f"import enum\nStatus = enum.IntEnum('Status', {{'fine': 0, 'insufficient': 35}})\n"
+        f"def cudaGetDeviceCount(): return Status({status}), {None if status else 1}"
+    )
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor_probes, "versions_of", lambda *_: {"cuda-bindings": "13.5.0"})
+    doctor_probes._ask.cache_clear()
+    probes = {name: probe for _, name, probe in doctor_probes.probes(with_device(H100))}
+    found = probes["cuda-bindings"]()
+    doctor_probes._ask.cache_clear()
+    assert found.found == ("13.5.0" if said is None else f"13.5.0: {said}")
+    assert found.status == ("ok" if said is None else "broken")
 
 
 def test_a_card_without_a_driver(examined):
@@ -270,6 +297,66 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     assert machine.memory_bytes() == (16_000 * 1024, 16_000 * 1024)
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
     assert machine.memory_bytes() == (64_000 * 1024, 32_000 * 1024)
+
+
+GPU_KEYS = ["gpu", "compute_capability", "gpu_memory", "driver_cuda", "kernel_driver", "gpu_state"]
+
+
+@pytest.fixture
+def described(monkeypatch, tmp_path):
+    """What numbers were measured on, of a machine that is described, and what was asked of its nvidia-smi."""
+
+    def describe(cuda, *, packages=(), smi="", fails=None):
+        commands = []
+
+        def answer(command, **settings):
+            commands.append((command, settings["timeout"]))
+            if fails:
+                raise fails
+            return SimpleNamespace(stdout=smi)
+
+        def version(name):
+            if name not in packages:
+                raise importlib.metadata.PackageNotFoundError
+            return packages[name]
+
+        file = tmp_path / "proc/driver/nvidia/version"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (x@y)\n")
+        monkeypatch.setattr(machine, "Path", lambda *parts: tmp_path.joinpath("/".join(parts)[1:]))
+        monkeypatch.setattr(machine, "find_cuda", lambda: cuda)
+        monkeypatch.setattr(machine, "describe_processor", lambda: "Some CPU")
+        monkeypatch.setattr(subprocess, "run", answer)
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        return machine.describe_machine(), commands
+
+    return describe
+
+
+def test_figures_name_the_gpu(described):
+    packages = {"tensorrt-cu13": "11.4.0.106", "cuda-bindings": "13.5.0", "polygraphy": "0.53.6"}
+    found, commands = described(with_device(H100), packages=packages, smi="1755 MHz, 1980 MHz, 700.00 W, 41\n")
+    assert found.items() >= packages.items()
+    assert {name: found[name] for name in GPU_KEYS} == {
+        "gpu": "NVIDIA H100 80GB HBM3",
+        "compute_capability": "9.0",
+        "gpu_memory": "85.0 GB",
+        "driver_cuda": "13.0",
+        "kernel_driver": "580.65.06",
+        "gpu_state": "SM at 1755 MHz of 1980 MHz, limit 700.00 W, 41 °C",
+    }
+    assert [(command[0], seconds) for command, seconds in commands] == [("nvidia-smi", 10)]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("", 10), OSError()])
+def test_a_gpu_whose_clocks_cannot_be_asked_for(error, described):
+    assert set(GPU_KEYS) - set(described(with_device(H100), fails=error)[0]) == {"gpu_state"}
+
+
+def test_figures_of_a_machine_without_a_gpu(described):
+    found, commands = described(NO_DRIVER, packages={"torch": "2.14.1"})
+    assert set(found) == {"processor", "cores", "load_average", "system", "python", "torch"}
+    assert commands == []
 
 
 def test_the_table_has_the_rows_of_the_document(examined, monkeypatch, call):
