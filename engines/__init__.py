@@ -5,6 +5,7 @@ Nothing here imports a runtime until an engine of it is opened, and nothing but 
 
 import importlib.util
 import pkgutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +189,9 @@ def open_engine(
         raise MissingRuntime(
             f"{backend.title} cannot be imported: {err}.", hint=f"pip install {backend.requirement}"
         ) from err
+    started = time.monotonic()
     opened: Engine = engine(
         graph, precision=precision, face_shape=face_shape, max_batch=max_batch, threads=threads, cache=cache
     )
+    opened.load_s = round(time.monotonic() - started, 3)
     return opened

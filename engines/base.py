@@ -18,6 +18,8 @@ class Engine(ABC):
     """A loaded session. It takes faces and answers outcomes; it keeps nothing between calls."""
 
     backend: ClassVar[str]
+    load_s = 0.0
+    """Seconds that it took to open."""
 
     def __init__(self, *, precision: str, face_shape: tuple[int, int, int], max_batch: int) -> None:
         self.precision = precision

@@ -6,7 +6,6 @@ one of the two runtimes, so a process builds for one of them.
 
 import importlib
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from emoexport.clock import timestamp
+from emoexport.engines import BACKENDS
 from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.engines.machine import versions_of
 from emoexport.engines.number_types import MEMBERS, network_types, share_of_multiplications
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 __all__ = ["BuilderSettings", "build_engine", "is_weakly_typed", "require_builder"]
-
-_RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""By name of the backend, the module."""
 
 _HELD = frozenset({"NORMALIZATION", "REDUCE", "SOFTMAX", "UNARY"})
 """Layers of members that need the range of FP32, as `half` has them in a graph."""
@@ -70,6 +67,7 @@ class BuilderSettings:
 
         Raises:
             UsageError: if settings contradict each other, or are not of this runtime.
+            MissingRuntime: if they need a GPU and there is none.
         """
         if not 1 <= self.min_batch <= min(self.opt_batch, default=0) <= max(self.opt_batch) <= self.max_batch:
             raise UsageError(
@@ -85,8 +83,11 @@ class BuilderSettings:
                 "--compute-capability is of TensorRT-RTX; TensorRT builds for the GPU that it finds.",
                 hint="--engine tensorrt-rtx, or --hardware-compatible ampere-plus",
             )
-        if bad := [each for each in self.compute_capabilities if not re.fullmatch(r"\d+\.\d", each)]:
-            raise UsageError(f"'{bad[0]}' is no compute capability; needed is one as in 8.9.")
+        known = BACKENDS[backend].compute_capabilities
+        if unknown := [each for each in self.compute_capabilities if each not in known]:
+            raise UsageError(f"'{unknown[0]}' is no compute capability of its cards; known are {', '.join(known)}.")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"found --optimization-level {self.optimization_level}; needed is 0 to 5.")
         if self.workspace_gib is not None and self.workspace_gib <= 0:
             raise UsageError(f"found --workspace {self.workspace_gib:g}; needed is more than 0 GiB.")
         if self.timing_cache is not None and not self.timing_cache.resolve().parent.is_dir():
@@ -98,21 +99,19 @@ class BuilderSettings:
             )
         if backend == "tensorrt-rtx" and (self.refit or self.strip):
             require_device()  # its builder fails without one
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise UsageError(f"found --optimization-level {self.optimization_level}; needed is 0 to 5.")
 
     def profiles(self) -> list[list[int]]:
         """Least, best and most faces in a call, of each profile."""
         return [[self.min_batch, opt, self.max_batch] for opt in sorted(set(self.opt_batch))]
 
     def unusual(self) -> dict[str, Any]:
-        """Those of the builder that are not left to TensorRT, but the batches."""
-        usual = asdict(BuilderSettings())
-        found = {name: value for name, value in asdict(self).items() if not name.endswith("_batch")}
+        """Those of the engine that are not left to TensorRT, but the batches."""
+        usual = BuilderSettings()
+        left_out = {"min_batch", "opt_batch", "max_batch", "timing_cache"}
         return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in found.items()
-            if value != usual[name]
+            name: value
+            for name, value in asdict(self).items()
+            if name not in left_out and value != getattr(usual, name)
         }
 
 
@@ -125,7 +124,7 @@ def require_builder(backend: str) -> tuple[ModuleType, ModuleType]:
     """
     if backend == "tensorrt":
         require_device()  # before TensorRT, which may end the process where there is none
-    runtime = import_runtime(_RUNTIMES[backend], f"'emoexport[{backend}]'")
+    runtime = import_runtime(BACKENDS[backend].package, BACKENDS[backend].requirement)
     return runtime, _polygraphy(is_rtx=backend == "tensorrt-rtx")
 
 

@@ -9,9 +9,13 @@ from scipy.stats import bootstrap
 
 from emoexport.config import Record
 
-__all__ = ["Latency", "Ratio", "interleave", "latency_of", "ratio_of", "rounds_within"]
+__all__ = ["UNSTABLE_PCT", "Latency", "Ratio", "interleave", "latency_of", "ratio_of", "rounds_within"]
 
 Samples = NDArray[np.float64]
+
+
+UNSTABLE_PCT = 2.5
+"""Standard deviation over mean from which on times are called unstable, in percent. Source: trtexec's warning."""
 
 
 class Latency(Record):
@@ -44,7 +48,7 @@ def interleave(
     warmup: int = 2,
     progress: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Samples]:
-    """Time functions A B C A B C …, each once a round.
+    """Time functions, each once a round, in another order every round: none is always the one after the slowest.
 
     Args:
         calls: name to function.
@@ -54,12 +58,16 @@ def interleave(
 
     Returns:
         Name to times in milliseconds, float64 `(rounds,)`.
+
+    Source: randomised complete blocks (Fisher 1935); the orders are the same in every run.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    rng, names = np.random.default_rng(0), list(calls)
     for number in range(warmup + rounds):
-        for name, call in calls.items():
+        for index in rng.permutation(len(names)):
+            name = names[index]
             start = time.perf_counter_ns()
-            call()
+            calls[name]()
             elapsed = time.perf_counter_ns() - start
             if number >= warmup:
                 samples[name].append(elapsed / 1e6)

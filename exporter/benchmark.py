@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.engines.machine import describe_machine
+from emoexport.engines.timing import UNSTABLE_PCT
 from emoexport.errors import BadBundle, MissingRuntime, UsageError
 from emoexport.fold import Fold
 from emoexport.gemm_peak import gemm_peaks
@@ -24,11 +26,14 @@ from emoexport.reference import Reference
 from emoexport.rivals import RivalEngine, rivals_for
 from emoexport.sessions import can_open, graphs_of, noted, open_engines, open_judge, open_reference
 from emoexport.tables import speed_markdown
-from emoexport.throughput import Planned, SpeedReport, measure
+from emoexport.throughput import EngineSpeed, Planned, SpeedReport, measure
 
 __all__ = ["DEVICES", "bench", "plan_bench"]
 
 DEVICES = ("cpu", "cuda")
+
+_BUSY_LOAD = 0.7
+"""Of one core: a process that computes, not a mail that arrives."""
 
 _BATCHES = {"cpu": (1, 16), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 
@@ -116,6 +121,7 @@ def bench(
             f"batches are {list(sizes)}; {bundle.path} takes 1 to {manifest.max_batch} faces in a call.",
             hint="emoexport build --max-batch N",
         )
+    busy = _busy()
     reference, _, _ = open_reference(bundle, run)
     judge = open_judge(bundle, reference, threads, device=device)
     opened = open_engines(
@@ -144,9 +150,12 @@ def bench(
         results=tuple(results),
         gemm_peak_tops=peaks,
         size_bytes=bundle.sizes(),
+        load_s={engine.name: engine.load_s for engine in opened},
         failures=failures,
         notes=(
             *bundle.notes(graphs_of(opened)),
+            *busy,
+            *_instability(results),
             *(f"{what} failed, and was left out from there on: {why.rstrip('.')}." for what, why in failures.items()),
         ),
         machine=describe_machine(),
@@ -166,6 +175,24 @@ def _require_device_of(device: str, engines: list[str] | None) -> None:
                 f"{BACKENDS[name].title} runs on {BACKENDS[name].device}, and the reference was to run on {device}.",
                 hint=f"--device {BACKENDS[name].device}",
             )
+
+
+def _busy() -> list[str]:
+    """A sentence if others have used the processor before this began."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < _BUSY_LOAD:
+        return []
+    return [f"Other processes were busy when this began (load average {load:.1f}): times are of a machine in use."]
+
+
+def _instability(results: Sequence[EngineSpeed]) -> list[str]:
+    count = sum(result.unstable for result in results)
+    if not count:
+        return []
+    return [
+        f"Unstable, with a spread above {UNSTABLE_PCT:g} %: {count} of {len(results)} rows. Ratios are taken round by "
+        "round, and have intervals."
+    ]
 
 
 def _with_rivals(wish: bool | None, device: str) -> bool:

@@ -1,5 +1,6 @@
 """The command line. It loads torch, onnx and runtimes only inside the commands that need them."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -197,16 +198,30 @@ def bench(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be timed, and what skipped and why; time nothing.")
     ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="An earlier bench.json; exit code 1 if an engine is slower beyond both intervals."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a line of comma-separated values for each row.")] = False,
 ) -> None:
-    """Time every engine against the PyTorch reference, all in turn; the last line printed is JSON.
+    """Time every engine against the PyTorch reference, all in turn; the last line printed is JSON, or as --csv says.
 
     Example: [bold]emoexport bench build/fer2013 --batch 1 --batch 32[/bold]
     """
     opened = open_bundle(bundle)
     from emoexport import benchmark  # noqa: PLC0415
-    from emoexport.tables import planned_table, speed_table  # noqa: PLC0415
+    from emoexport.tables import (  # noqa: PLC0415
+        changes_table,
+        planned_table,
+        speed_csv,
+        speed_markdown,
+        speed_table,
+    )
+    from emoexport.throughput import SpeedReport, changes  # noqa: PLC0415
 
-    console = console_of()
+    console = console_of(stderr=markdown or csv)
+    earlier = None if compare is None else SpeedReport.parse_json(compare)
     if dry_run:
         planned = benchmark.plan_bench(opened, device=device, engines=engine, precisions=precision, rivals=rivals)
         print_table(console, f"{opened.path}, on {device}", planned_table(planned))
@@ -225,11 +240,20 @@ def bench(
         console=console,
     )
     path = opened.path
-    print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
-    for note in report.notes:
-        console.print(note, style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"reports: {path / 'reports' / 'bench.md'}, {path / 'reports' / 'bench.json'}", highlight=False)
-    typer.echo(report.model_dump_json())
+    if markdown or csv:
+        typer.echo(speed_csv(report) if csv else speed_markdown(report), nl=False)
+    else:
+        print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
+        for note in report.notes:
+            console.print(note, style="yellow", highlight=False, soft_wrap=True)
+        reports = path / "reports"
+        console.print(f"reports: {reports / 'bench.md'}, {reports / 'bench.json'}", highlight=False, soft_wrap=True)
+    found = changes(report, earlier) if earlier is not None else []
+    if found:
+        print_table(console_of(stderr=markdown or csv), f"against {compare}", changes_table(found))
+    if not (markdown or csv):
+        typer.echo(report.model_dump_json())
+    raise typer.Exit(1 if any(one.is_slower for one in found) else 0)
 
 
 def main() -> None:

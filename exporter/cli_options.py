@@ -56,9 +56,9 @@ Cache = Annotated[
 ]
 
 
-def console_of() -> Console:
-    """Where a command shows what it does."""
-    return Console(markup=False)
+def console_of(*, stderr: bool = False) -> Console:
+    """Where a command shows what it does: on standard error where standard output is for a result alone."""
+    return Console(markup=False, stderr=stderr)
 
 
 def print_table(console: Console, title: str, table: Any) -> None:

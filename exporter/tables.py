@@ -1,5 +1,7 @@
 """Reports as tables: whole as Markdown, in 80 columns for the terminal."""
 
+import csv
+import io
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -10,10 +12,11 @@ from emoexport.parity import EngineParity, ParityReport
 from emoexport.precision import PRECISIONS
 from emoexport.statistics import Share
 from emoexport.table_format import Row, markdown_table, terminal_table
-from emoexport.throughput import EngineSpeed, Planned, SpeedReport
+from emoexport.throughput import Change, EngineSpeed, Planned, SpeedReport
 from emoexport.train.checkpoint import FittedDecision
 
 __all__ = [
+    "changes_table",
     "cube_table",
     "machine_line",
     "parity_markdown",
@@ -21,6 +24,7 @@ __all__ = [
     "planned_table",
     "rules_markdown",
     "rules_table",
+    "speed_csv",
     "speed_markdown",
     "speed_table",
     "temperature_sentence",
@@ -74,6 +78,34 @@ def planned_table(planned: Sequence[Planned]) -> Table:
         for one in planned
     ]
     return terminal_table(list(rows[0]), rows, texts=list(rows[0]))
+
+
+def speed_csv(report: SpeedReport) -> str:
+    """Every engine at every batch size as a line of comma-separated values, numbers as they were measured."""
+    columns = ("engine", "batch", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "spread_pct", "faces_a_second")
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*columns, "times_reference", "low", "high"])
+    for result in report.results:
+        values = result.latency_ms.model_dump() | result.model_dump(include={"engine", "batch", "faces_a_second"})
+        ratio = result.times_reference
+        lines.writerow([*(values[column] for column in columns), ratio.value, ratio.low, ratio.high])
+    return text.getvalue()
+
+
+def changes_table(found: Sequence[Change]) -> Table:
+    """What became slower or faster since an earlier report, for the terminal."""
+    rows = [
+        {
+            "engine": one.engine,
+            "batch": str(one.batch),
+            "times reference before": f"{one.before.value:.2f} [{one.before.low:.2f}, {one.before.high:.2f}]",
+            "now": f"{one.now.value:.2f} [{one.now.low:.2f}, {one.now.high:.2f}]",
+            "": "slower" if one.is_slower else "faster" if one.is_faster else "",
+        }
+        for one in found
+    ]
+    return terminal_table(list(rows[0]), rows, texts=("engine", ""))
 
 
 def speed_markdown(report: SpeedReport) -> str:
@@ -216,7 +248,7 @@ def _speed_row(result: EngineSpeed) -> Row:
         "batch": str(result.batch),
         "p50 ms": f"{result.latency_ms.p50_ms:.1f}",
         "p95 ms": f"{result.latency_ms.p95_ms:.1f}",
-        "spread %": f"{result.latency_ms.spread_pct:.1f}",
+        "spread %": f"{result.latency_ms.spread_pct:.1f}" + " unstable" * result.unstable,
         "ms a face": f"{result.ms_a_face:.2f}",
         "faces/s": f"{result.faces_a_second:.1f}",
         "passes/s": f"{result.passes_a_second:,.0f}",

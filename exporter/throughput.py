@@ -12,10 +12,10 @@ from pydantic import Field
 
 from emoexport.config import Record
 from emoexport.engines.base import Engine
-from emoexport.engines.timing import Latency, Ratio, interleave, latency_of, ratio_of
+from emoexport.engines.timing import UNSTABLE_PCT, Latency, Ratio, interleave, latency_of, ratio_of
 from emoexport.precision import PRECISIONS
 
-__all__ = ["EngineSpeed", "Planned", "SpeedReport", "measure"]
+__all__ = ["Change", "EngineSpeed", "Planned", "SpeedReport", "changes", "measure"]
 
 _Answer = TypeVar("_Answer")
 
@@ -42,6 +42,8 @@ class EngineSpeed(Record):
     faces_a_second: float
     passes_a_second: float
     times_reference: Ratio
+    unstable: bool = False
+    """Whether the calls vary so much that their median says little."""
     share_of_peak: float | None = None
     """Of the operations a second that a large matrix product reaches here at this precision; None where not known."""
     split_ms: tuple[float, float, float] | None = None
@@ -63,11 +65,49 @@ class SpeedReport(Record):
     """By type of number, 10^12 operations a second of a large matrix product here."""
     size_bytes: dict[str, int]
     """Of a graph, by precision; of a package, by engine."""
+    load_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds that each engine took to open."""
     failures: dict[str, str] = Field(default_factory=dict)
     """By engine and batch size that it failed at, the first line of why; it was not called from there on."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know."""
     machine: dict[str, str]
+
+
+class Change(Record):
+    """An engine at a batch size, now and in an earlier report."""
+
+    engine: str
+    batch: int
+    before: Ratio
+    now: Ratio
+    """Times the reference, each in its own run."""
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the intervals lie apart, and now lower."""
+        return self.now.high < self.before.low
+
+    @property
+    def is_faster(self) -> bool:
+        """The other way round."""
+        return self.now.low > self.before.high
+
+
+def changes(now: SpeedReport, before: SpeedReport) -> list[Change]:
+    """Hold a report against an earlier one, by the ratio to the reference of each run: machines have slow days.
+
+    Engines and batch sizes that only one of them has are left out.
+    """
+    earlier = {(result.engine, result.batch): result.times_reference for result in before.results}
+    return [
+        Change(engine=result.engine, batch=result.batch, before=earlier[key], now=result.times_reference)
+        for result in now.results
+        if (key := (result.engine, result.batch)) in earlier and result.engine != _REFERENCE
+    ]
+
+
+_REFERENCE = "torch-fp32"
 
 
 def measure(
@@ -131,6 +171,7 @@ def measure(
                     share_of_peak=_share(faces_a_second, gflop_a_face, peaks.get(PRECISIONS[engine.precision].number)),
                     split_ms=_unless_failed(failed, engine.name, functools.partial(engine.split, faces)),
                     uncaptured=getattr(engine, "uncaptured", None),
+                    unstable=latency_of(times).spread_pct > UNSTABLE_PCT,
                     samples_ms=tuple(round(float(value), 4) for value in times),
                 )
             )

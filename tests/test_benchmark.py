@@ -1,5 +1,6 @@
 """What a bench times, skips and loses; PyTorch's own ways; peaks; the script. How fast anything is, no test says."""
 
+import csv
 import functools
 import json
 import os
@@ -18,11 +19,12 @@ from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda
+from emoexport.engines.timing import Ratio, latency_of
 from emoexport.errors import MissingRuntime, UsageError
 from emoexport.fold import Fold
 from emoexport.outcome import Outcome
 from emoexport.rivals import RIVALS, Rival, RivalEngine, rivals_for
-from emoexport.throughput import measure
+from emoexport.throughput import EngineSpeed, SpeedReport, changes, measure
 from emoexport.views import views_named
 
 no_gpu = pytest.mark.skipif(bool(find_cuda().devices), reason="there is a CUDA device")
@@ -373,3 +375,77 @@ def test_the_script_where_all_is_well(run_script):
     code, steps, calls = run_script(FULL="no", FAILING="nothing")
     assert (code, set(steps.values())) == (0, {"0"})
     assert not any("full" in text for text in [*steps, *calls])
+
+
+def speed(ratio: tuple[float, float, float], engine: str = "onnxruntime-fp32", batch: int = 4) -> EngineSpeed:
+    """A row of a report, of which the ratio matters."""
+    times = np.array([10.0, 11.0, 12.0])
+    return EngineSpeed(
+        engine=engine,
+        batch=batch,
+        latency_ms=latency_of(times),
+        ms_a_face=2.5,
+        faces_a_second=400.0,
+        passes_a_second=1.0,
+        times_reference=Ratio(value=ratio[0], low=ratio[1], high=ratio[2]),
+        samples_ms=tuple(times),
+    )
+
+
+def report(*results: EngineSpeed) -> SpeedReport:
+    return SpeedReport(
+        created="", bundle_digest="", passes_a_face=32, results=results, size_bytes={}, machine={"processor": "x"}
+    )
+
+
+def test_changes_are_those_beyond_both_intervals():
+    before = report(speed((3.0, 2.8, 3.2)), speed((3.0, 2.8, 3.2), batch=1), speed((1.0, 1.0, 1.0), "torch-fp32"))
+    now = report(
+        speed((2.5, 2.4, 2.7)),
+        speed((2.9, 2.7, 3.1), batch=1),
+        speed((9.0, 9.0, 9.0), "openvino-fp32"),
+        speed((1.0, 1.0, 1.0), "torch-fp32"),
+    )
+    found = changes(now, before)
+    assert [(one.engine, one.batch, one.is_slower, one.is_faster) for one in found] == [
+        ("onnxruntime-fp32", 4, True, False),
+        ("onnxruntime-fp32", 1, False, False),
+    ]
+    assert [one.is_faster for one in changes(before, now)] == [True, False]
+
+
+def test_the_command_fails_where_an_engine_became_slower(bundle, call, tmp_path):
+    earlier = tmp_path / "earlier.json"
+    typed = ("bench", bundle.path, "--engine", "onnxruntime", "--precision", "fp32", "--batch", 4, "--rounds", 3)
+    earlier.write_text(report(speed((1e6, 1e6 - 1, 1e6 + 1))).to_json())
+    code, out, _ = call(*typed, "--compare", earlier)
+    assert code == 1
+    assert "slower" in out
+    assert json.loads(out.splitlines()[-1])["results"]
+    earlier.write_text(report(speed((1e-6, 1e-7, 2e-6))).to_json())
+    code, out, _ = call(*typed, "--compare", earlier)
+    assert code == 0
+    assert "faster" in out
+    earlier.write_text("{}")
+    assert call(*typed, "--compare", earlier)[0] == 4
+
+
+def test_other_forms_are_alone_on_standard_output(bundle, call):
+    typed = ("bench", bundle.path, "--engine", "onnxruntime", "--precision", "fp32", "--batch", 2, "--rounds", 2)
+    _, out, _ = call(*typed, "--csv")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [(row["engine"], row["batch"]) for row in rows] == [("torch-fp32", "2"), ("onnxruntime-fp32", "2")]
+    assert float(rows[1]["low"]) <= float(rows[1]["times_reference"]) <= float(rows[1]["high"])
+    _, out, _ = call(*typed, "--markdown")
+    assert out.startswith("# Throughput")
+
+
+def test_rows_that_vary_are_marked(bundle, quiet, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 1.0, 1.0))
+    found = benchmark.bench(bundle, engines=["onnxruntime"], precisions=["fp32"], batches=[1], rounds=4, console=quiet)
+    for result in found.results:
+        assert result.unstable == (result.latency_ms.spread_pct > 2.5)
+    assert any("load average 3.0" in note for note in found.notes)
+    assert any("Unstable" in note for note in found.notes) == any(result.unstable for result in found.results)
+    assert set(found.load_s) == {"onnxruntime-fp32"}
+    assert found.load_s["onnxruntime-fp32"] > 0

@@ -125,7 +125,11 @@ MISTAKES = [
     ("build {bundle} --engine tensorrt-rtx --max-batch 65", 2, "error: found --max-batch 65; {bundle} takes up to 64 "),
     ("build {bundle} --engine tensorrt-rtx --opt-batch 99", 2, "error: found --min-batch 1, --opt-batch 99, "),
     ("build {bundle} --engine tensorrt --compute-capability 8.9", 2, "error: --compute-capability is of TensorRT-RTX"),
-    ("build {bundle} --engine tensorrt-rtx --compute-capability new", 2, "error: 'new' is no compute capability"),
+    (
+        "build {bundle} --engine tensorrt-rtx --compute-capability new",
+        2,
+        "error: 'new' is no compute capability of its cards; known are 7.5, ",
+    ),
     ("inspect", 2, "error: nothing is named, and there is no build/*/manifest.json"),
     ("inspect no/such/bundle --json", 4, "error: no/such/bundle is no bundle"),
     ("verify", 2, "error: nothing is named, and there is no build/*/manifest.json"),

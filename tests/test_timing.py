@@ -1,3 +1,4 @@
+import functools
 import json
 import time
 
@@ -9,11 +10,17 @@ from emoexport.engines.timing import interleave, latency_of, ratio_of
 from emoexport.errors import BadBundle
 
 
-def test_calls_are_taken_in_turn_and_warm_up_does_not_count():
+def test_calls_are_taken_in_turn_in_changing_order_and_warm_up_does_not_count():
     order: list[str] = []
-    samples = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
-    assert order == ["a", "b"] * 4
-    assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3}
+    calls = {name: functools.partial(order.append, name) for name in "abc"}
+    samples = interleave(calls, rounds=9, warmup=1)
+    rounds = ["".join(order[start : start + 3]) for start in range(0, 30, 3)]
+    assert {"".join(sorted(one)) for one in rounds} == {"abc"}
+    assert len(set(rounds)) > 2
+    assert {name: len(times) for name, times in samples.items()} == {"a": 9, "b": 9, "c": 9}
+    order.clear()
+    interleave(calls, rounds=9, warmup=1)
+    assert ["".join(order[start : start + 3]) for start in range(0, 30, 3)] == rounds
 
 
 def test_times_are_milliseconds():
