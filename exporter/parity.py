@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from emoexport.config import Record
 from emoexport.engines.timing import Latency
+from emoexport.evidence import Evidence, evidence_of
+from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
 from emoexport.precision import Tolerance
 from emoexport.statistics import Share, exact_interval
@@ -27,6 +29,8 @@ class EngineParity(Record):
     """Faces on which engine and reference decide the same."""
     engine_only_right: int
     reference_only_right: int
+    evidence: Evidence | None = None
+    """The comparison face by face; None in a report from before there was any."""
     max_difference: float
     """Of any probability of any face."""
     mean_difference: float
@@ -68,6 +72,7 @@ def compare(
     name: str,
     precision: str,
     tolerance: Tolerance,
+    labels: tuple[str, ...] = EMOTIONS,
     rows: str = "all",
 ) -> EngineParity:
     """Compare what an engine and the reference say about the same N faces.
@@ -79,6 +84,7 @@ def compare(
         name: of the engine.
         precision: of its graph.
         tolerance: of that precision.
+        labels: the emotions, by index.
         rows: which rows these are.
     """
     difference = np.abs(engine.probabilities.astype(np.float64) - reference.probabilities)
@@ -105,6 +111,7 @@ def compare(
         agreement=Share.of(same, exact_interval),
         engine_only_right=int((right & ~reference_right).sum()),
         reference_only_right=int((reference_right & ~right).sum()),
+        evidence=evidence_of(engine, reference, truth, labels),
         max_difference=largest,
         mean_difference=mean,
         tolerance=tolerance,

@@ -324,6 +324,7 @@ def verify(
                     name=engine.name,
                     precision=engine.precision,
                     tolerance=PRECISIONS[engine.precision].tolerance,
+                    labels=bundle.manifest.labels,
                     rows=name,
                 )
             )

@@ -13,7 +13,9 @@ __all__ = [
     "Estimate",
     "Share",
     "basic_interval",
+    "exact_bound",
     "exact_interval",
+    "mcnemar_p",
     "paired_bound",
     "paired_interval",
     "percentile_interval",
@@ -43,6 +45,22 @@ def exact_interval(count: int, total: int, *, level: float = 0.95) -> tuple[floa
     """
     interval = binomtest(count, total).proportion_ci(confidence_level=level, method="exact")
     return float(interval.low), float(interval.high)
+
+
+def exact_bound(count: int, total: int, *, level: float = 0.95) -> float:
+    """Upper bound on a share near 0, such as that of labels that changed, one-sided.
+
+    Source: Clopper and Pearson 1934, as `scipy.stats.binomtest(..., alternative="less")`.
+    """
+    return float(binomtest(count, total, alternative="less").proportion_ci(confidence_level=level, method="exact").high)
+
+
+def mcnemar_p(mended: int, broken: int) -> float:
+    """Two-sided p-value that of two ways on the same faces each is alone right equally often; 1 if neither ever is.
+
+    Source: McNemar 1947, in its exact form, a binomial test of the faces that changed.
+    """
+    return float(binomtest(mended, mended + broken).pvalue) if mended + broken else 1.0
 
 
 class Estimate(Record):

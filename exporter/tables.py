@@ -8,6 +8,7 @@ from rich.table import Table
 
 from emoexport.cube import CubeAccuracy
 from emoexport.decision import Gain, TemperatureReport
+from emoexport.evidence import Evidence
 from emoexport.parity import EngineParity, ParityReport
 from emoexport.precision import PRECISIONS
 from emoexport.statistics import Share
@@ -50,12 +51,17 @@ def parity_markdown(report: ParityReport) -> str:
     for rows in dict.fromkeys(result.rows for result in report.results):
         count = next(result.accuracy.n for result in report.results if result.rows == rows)
         parts += [f"## {rows} rows (n = {count:,})", markdown_table(_parity_rows(report, rows, digits=2))]
+        found = [(result.engine, result.evidence) for result in report.results if result.rows == rows]
+        evidence = [_evidence_row(engine, one) for engine, one in found if one is not None]
+        parts += ["Face by face against the reference:", markdown_table(evidence)] if evidence else []
     failures = [
         f"- {result.engine}, {result.rows} rows: {failure}." for result in report.results for failure in result.failures
     ]
     if failures:
         parts += ["## Out of tolerance", "\n".join(failures)]
     parts += [
+        "Points and recall: accuracy and recall of the engine less those of the reference on the same faces, intervals "
+        "of Tango; no worse than, and at most: one-sided bounds at 95 %. KL in nats, from the reference's probabilities.",
         f"Accuracy: Wilson interval; agreement: Clopper-Pearson. Times: median of a call with {report.batch} faces, "
         "end to end, all engines in turn in one run.",
         *report.notes,
@@ -230,6 +236,24 @@ def _parity_row(report: ParityReport, result: EngineParity, digits: int) -> Row:
         "ms a face": f"{report.latency[result.engine].p50_ms / report.batch:.2f}",
         "MB": f"{_size(report, result) / 1e6:.1f}",
         "verdict": result.verdict,
+    }
+
+
+def _evidence_row(engine: str, found: Evidence) -> Row:
+    gain = found.gain_points
+    emotion, change = min(found.recall.items(), key=lambda item: item[1].points.value)
+    recall = change.points
+    return {
+        "engine": engine,
+        "only it right": str(found.engine_only_right),
+        "only the reference": str(found.reference_only_right),
+        "points [95 %]": f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]",
+        "no worse than": f"{found.bound_points:+.2f}",
+        "McNemar p": f"{found.mcnemar_p:.2g}",
+        "other labels": f"{found.disagreements}, at most {100 * found.disagreement_bound:.2f} %",
+        "KL": f"{found.divergence_nats:.1e}",
+        "ECE % (reference)": f"{100 * found.calibration_error:.2f} ({100 * found.reference_calibration_error:.2f})",
+        "recall, largest loss [95 %]": f"{emotion} {recall.value:+.2f} [{recall.low:+.2f}, {recall.high:+.2f}]",
     }
 
 

@@ -1,0 +1,128 @@
+"""What labelled faces say of an engine against the reference, face by face, with how sure they are of it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoexport.config import Record
+from emoexport.decision import expected_calibration_error
+from emoexport.outcome import Outcome
+from emoexport.statistics import Estimate, exact_bound, mcnemar_p, paired_bound, paired_interval
+
+__all__ = ["Evidence", "FaceDifference", "RecallChange", "evidence_of"]
+
+_WORST = 10
+
+
+class RecallChange(Record):
+    """How much more often an emotion is found by the engine."""
+
+    faces: int
+    """With this emotion."""
+    points: Estimate
+    """Recall of the engine less that of the reference, paired 95 % interval."""
+
+
+class FaceDifference(Record):
+    """A face on which the two differ; its picture is in nobody's report."""
+
+    index: int
+    """Among the faces that were compared, in their order."""
+    largest_difference: float
+    """Of the probabilities of its emotions."""
+    label: int
+    """By the engine, as in the next."""
+    reference_label: int
+    true_label: int
+
+
+class Evidence(Record):
+    """An engine and the reference on the same N faces."""
+
+    faces: int
+    engine_only_right: int
+    reference_only_right: int
+    mcnemar_p: float
+    """Two-sided, that both are right equally often."""
+    gain_points: Estimate
+    """Accuracy of the engine less that of the reference, paired 95 % interval."""
+    bound_points: float
+    """Its lower bound, one-sided at 95 %: the accuracy is no more than this lower."""
+    disagreements: int
+    disagreement_bound: float
+    """Share of faces on which they decide differently, no more than this at 95 %, one-sided."""
+    recall: dict[str, RecallChange]
+    """By emotion that some face has."""
+    divergence_nats: float
+    """Mean Kullback-Leibler divergence of the engine's probabilities from the reference's; infinite if it answers 0."""
+    calibration_error: float
+    """Expected, of the engine; and in the next of the reference."""
+    reference_calibration_error: float
+    worst: tuple[FaceDifference, ...]
+    """The ten whose probabilities differ most."""
+
+
+def evidence_of(engine: Outcome, reference: Outcome, truth: NDArray[np.int64], labels: tuple[str, ...]) -> Evidence:
+    """Hold an engine against the reference.
+
+    Args:
+        engine: what the engine says of N faces.
+        reference: what the reference says of them.
+        truth: true labels, `(N,)`.
+        labels: the emotions, by index.
+    """
+    right, reference_right = engine.label == truth, reference.label == truth
+    mended, broken = int((right & ~reference_right).sum()), int((reference_right & ~right).sum())
+    disagreements, faces = int((engine.label != reference.label).sum()), len(truth)
+    return Evidence(
+        faces=faces,
+        engine_only_right=mended,
+        reference_only_right=broken,
+        mcnemar_p=round(mcnemar_p(mended, broken), 6),
+        gain_points=_points(mended, broken, faces),
+        bound_points=round(100 * paired_bound(mended, broken, faces), 4),
+        disagreements=disagreements,
+        disagreement_bound=round(exact_bound(disagreements, faces), 6),
+        recall={
+            name: _recall(right[truth == index], reference_right[truth == index])
+            for index, name in enumerate(labels)
+            if (truth == index).any()
+        },
+        divergence_nats=_divergence(engine.probabilities, reference.probabilities),
+        calibration_error=round(expected_calibration_error(engine.probabilities, truth), 6),
+        reference_calibration_error=round(expected_calibration_error(reference.probabilities, truth), 6),
+        worst=_worst(engine, reference, truth),
+    )
+
+
+def _points(mended: int, broken: int, faces: int) -> Estimate:
+    low, high = paired_interval(mended, broken, faces)
+    value = (mended - broken) / faces
+    return Estimate(value=round(100 * value, 4), low=round(100 * low, 4), high=round(100 * high, 4))
+
+
+def _recall(right: NDArray[np.bool_], reference_right: NDArray[np.bool_]) -> RecallChange:
+    mended, broken = int((right & ~reference_right).sum()), int((reference_right & ~right).sum())
+    return RecallChange(faces=len(right), points=_points(mended, broken, len(right)))
+
+
+def _divergence(engine: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Mean over faces of sum p log(p / q), where the reference says p and the engine q."""
+    p, q = reference.astype(np.float64), engine.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(p > 0, p * np.log(p / q), 0.0)
+    return float(f"{terms.sum(axis=1).mean():.6g}")
+
+
+def _worst(engine: Outcome, reference: Outcome, truth: NDArray[np.int64]) -> tuple[FaceDifference, ...]:
+    differences = np.abs(engine.probabilities.astype(np.float64) - reference.probabilities).max(axis=1)
+    order = np.argsort(-np.nan_to_num(differences, nan=np.inf), kind="stable")[:_WORST]
+    return tuple(
+        FaceDifference(
+            index=int(index),
+            largest_difference=float(f"{differences[index]:.6g}"),
+            label=int(engine.label[index]),
+            reference_label=int(reference.label[index]),
+            true_label=int(truth[index]),
+        )
+        for index in order
+    )
