@@ -24,7 +24,7 @@ from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
 from emoexport.rivals import RivalEngine, rivals_for
-from emoexport.sessions import can_open, graphs_of, noted, open_engines, open_judge, open_reference
+from emoexport.sessions import can_open, graphs_of, noted, open_engines, open_judge, open_reference, sizes_of
 from emoexport.tables import speed_markdown
 from emoexport.throughput import EngineSpeed, Planned, SpeedReport, measure
 
@@ -149,7 +149,7 @@ def bench(
         passes_a_face=manifest.passes_a_face,
         results=tuple(results),
         gemm_peak_tops=peaks,
-        size_bytes=bundle.sizes(),
+        size_bytes=sizes_of(bundle),
         load_s={engine.name: engine.load_s for engine in opened},
         failures=failures,
         notes=(

@@ -106,8 +106,8 @@ def _recall(right: NDArray[np.bool_], reference_right: NDArray[np.bool_]) -> Rec
 
 
 def _divergence(engine: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Mean over faces of sum p log(p / q), where the reference says p and the engine q."""
-    p, q = reference.astype(np.float64), engine.astype(np.float64)
+    """Mean over faces of sum p log(p / q), where the reference says p and the engine q, each made to sum to 1 again."""
+    p, q = (np.asarray(each, np.float64) / each.sum(axis=1, keepdims=True) for each in (reference, engine))
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(p > 0, p * np.log(p / q), 0.0)
     return float(f"{terms.sum(axis=1).mean():.6g}")

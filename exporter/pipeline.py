@@ -41,7 +41,7 @@ from emoexport.progress import progress_bar
 from emoexport.quantize import feeds_of
 from emoexport.rewrites import prepare_members
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
-from emoexport.sessions import graphs_of, noted, open_engines, open_judge, open_reference
+from emoexport.sessions import graphs_of, noted, open_engines, open_judge, open_reference, sizes_of
 from emoexport.tables import parity_markdown
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.dataset import Faces
@@ -346,7 +346,7 @@ def verify(
         results=tuple(results),
         batch=batch,
         latency={name: latency_of(times) for name, times in samples.items()},
-        size_bytes=bundle.sizes(),
+        size_bytes=sizes_of(bundle),
         notes=bundle.notes(graphs_of(opened)),
         machine=describe_machine(),
         verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",

@@ -19,7 +19,7 @@ from emoexport.reference import Reference
 from emoexport.train.checkpoint import RunRecord, load_members, read_run
 from emoexport.views import views_named
 
-__all__ = ["can_open", "graphs_of", "noted", "open_engines", "open_judge", "open_reference", "run_of"]
+__all__ = ["can_open", "graphs_of", "noted", "open_engines", "open_judge", "open_reference", "run_of", "sizes_of"]
 
 
 def run_of(bundle: Bundle, run: Path | None = None) -> tuple[Path, RunRecord]:
@@ -150,6 +150,11 @@ def can_open(bundle: Bundle, backend: Backend, precision: str) -> str:
     except EmoexportError as err:
         return str(err).rstrip(".")
     return "" if file else f"the bundle has no {'engine' if backend.built_from else 'graph'} of it"
+
+
+def sizes_of(bundle: Bundle) -> dict[str, int]:
+    """Bytes of each graph with its weights, by precision, and of what was built of them, by name of the engine."""
+    return bundle.sizes() | {name: passport.bytes for name, passport in passports_in(bundle.path).items()}
 
 
 def graphs_of(opened: Sequence[Engine]) -> set[str]:

@@ -60,8 +60,9 @@ def parity_markdown(report: ParityReport) -> str:
     if failures:
         parts += ["## Out of tolerance", "\n".join(failures)]
     parts += [
-        "Points and recall: accuracy and recall of the engine less those of the reference on the same faces, intervals "
-        "of Tango; no worse than, and at most: one-sided bounds at 95 %. KL in nats, from the reference's probabilities.",
+        "Points and recall: accuracy and recall of the engine less those of the reference on the same faces, "
+        "with Tango's intervals; no worse than, and at most: one-sided bounds at 95 %. KL in nats, from the "
+        "reference's probabilities.",
         f"Accuracy: Wilson interval; agreement: Clopper-Pearson. Times: median of a call with {report.batch} faces, "
         "end to end, all engines in turn in one run.",
         *report.notes,
