@@ -305,7 +305,7 @@ def test_an_engine_for_another_machine_is_refused_before_it_is_loaded(
     with pytest.raises(WrongMachine, match=said) as caught:
         opened(engine)
     assert caught.value.exit_code == 5
-    assert caught.value.hint.startswith(f"emoexport build {tmp_path} --engine tensorrt --opt-batch 16 ")
+    assert caught.value.hint.startswith(f"emoexport build {tmp_path} --engine tensorrt --fp32 --opt-batch 16 ")
     assert device.deserialized == 0
 
 
