@@ -99,6 +99,7 @@ def test_a_precision_that_is_not_there(bundle):
     assert "--int8" in caught.value.hint.split()
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_leaves_the_old_bundle(run_dir, spoiled, quiet, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the disk is full")
@@ -156,6 +157,7 @@ def test_only_faces_that_were_trained_on_calibrate(run_dir, tmp_path, quiet):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_for_one_face_at_a_time(run_dir, tmp_path, quiet, faces):
     bundle = pipeline.build(run_dir, tmp_path / "one", max_batch=1, console=quiet)
     for engine in sessions.open_engines(bundle):

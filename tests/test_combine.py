@@ -147,6 +147,7 @@ def test_its_decision_is_fitted_on_the_vote_of_its_own_members(combined, data):
     assert fitted.temperature.faces == len(validation) - len(validation) // 2
 
 
+@pytest.mark.slow
 def test_members_of_two_architectures_fold_into_one_graph(combined, tmp_path, data, quiet):
     bundle = pipeline.build(combined, tmp_path / "both", max_batch=64, console=quiet)
     assert {member.backbone for member in bundle.manifest.members} == {"convnext_atto", "resnet10t"}

@@ -294,6 +294,7 @@ def test_backbones_that_cannot_be_made(fields, message):
     assert "pyramid_channels" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_size_that_strides_do_not_divide_is_exported_faithfully(tmp_path):
     """Maps of 5, 2 and 1 pixels: the pyramid's enlargements are no whole numbers."""
     network = network_of(image_size=40).eval()

@@ -118,6 +118,7 @@ def test_auto_measures_here(tmp_path):
     assert min(chosen.median_ms.values()) > 0
 
 
+@pytest.mark.slow
 def test_auto_without_a_choice(tmp_path, monkeypatch):
     chosen = laid_out(networks_of(4, 5), tmp_path, "auto")
     assert (chosen.name, chosen.reason) == ("branches", "the members differ in architecture")

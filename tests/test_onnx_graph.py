@@ -78,6 +78,7 @@ def test_onnx_runtime_says_what_the_reference_says(count, graph, networks, rules
     assert (probabilities.dtype, label.dtype, confidence.dtype) == (np.float32, np.int64, np.float32)
 
 
+@pytest.mark.slow
 def test_faces_in_colour(tmp_path, faces):
     torch.manual_seed(0)
     network = ConvNeXtEmoteNet(COLOUR).eval()

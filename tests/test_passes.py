@@ -80,6 +80,7 @@ def test_the_command_that_makes_it_again_makes_this_choice(built, bundle):
     assert not {"--member", "--view"} & set(bundle.build_command().split())
 
 
+@pytest.mark.slow
 def test_verify_and_bench_pass(built, call):
     path = built[0].path
     code, out, err = call("verify", path, "--limit", "100", "--rounds", "1")

@@ -235,6 +235,7 @@ def test_a_graph_made_of_one_with_weights_beside_it_needs_none_of_that(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.slow
 def test_layers_that_share_a_weight_share_its_rounded_form(layout, run_dir, tmp_path, faces, calibrated):
     """Channel attention sends two pooled vectors through the same layers."""
     config = read_run(run_dir).config.model.model_copy(update={"pyramid_channels": 256, "attention": ("cbam",)})

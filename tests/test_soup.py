@@ -270,6 +270,7 @@ def test_records_from_before_soups_are_read(run):
     assert [entry.soup for entry in load_members(run)[0]] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_soup_folds_and_decides_like_its_reference(soup_dir, tmp_path, data, quiet):
     run = Path(shutil.copytree(soup_dir, tmp_path / "run"))
     edit(run / "run.json", lambda record: record["config"].update(views=["identity"]))  # folds in less time

@@ -228,6 +228,7 @@ def test_what_cannot_be_tuned(options, code, said, bundle, call, tmp_path):
     assert not (tmp_path / "x" / "tuning.json").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_without_ranges_cannot_be_tuned(run_dir, tmp_path, quiet, call):
     build(run_dir, tmp_path / "b", console=quiet)
     code, _, error = call("tune", tmp_path / "b", "-o", tmp_path / "x")
