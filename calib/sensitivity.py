@@ -8,6 +8,7 @@ from scipy.special import rel_entr
 
 from emoexport.config import Record
 from emoexport.outcome import Outcome
+from emoexport.statistics import changed
 
 __all__ = ["Cost", "block_of", "cost_of"]
 
@@ -55,12 +56,12 @@ def cost_of(before: Outcome, now: Outcome, truth: NDArray[np.int64]) -> Cost:
         now: of the other.
         truth: `(N,)`, what the faces show.
     """
-    right_before, right_now = before.label == truth, now.label == truth
+    mended, broken = changed(before.label == truth, now.label == truth)
     divergences = rel_entr(_normalised(before.probabilities), _normalised(now.probabilities)).sum(axis=1)
     return Cost(
         changed=int((before.label != now.label).sum()),
-        mended=int((right_now & ~right_before).sum()),
-        broken=int((right_before & ~right_now).sum()),
+        mended=mended,
+        broken=broken,
         kl=float(divergences.mean()),
     )
 

@@ -6,16 +6,16 @@ Nothing here imports a runtime until an engine of it is opened, and nothing but 
 import importlib.util
 import pkgutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from emoexport.engines.base import Engine
-from emoexport.engines.cuda import Device, find_cuda, require_device
+from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.errors import MissingRuntime, UsageError
 
-__all__ = ["BACKENDS", "Backend", "backends_named", "open_engine"]
+__all__ = ["BACKENDS", "Backend", "backends_named", "open_engine", "require_known"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,6 @@ class Backend:
     """What its engines run on."""
     built_from: Literal["", "fold", "graph"] = ""
     """What `build --engine` makes its engines from, which are files of the bundle; empty if it opens the graphs."""
-
     compute_capabilities: tuple[str, ...] = ()
     """Of the devices that it runs on; empty for all."""
 
@@ -46,15 +45,26 @@ class Backend:
 
     def is_usable(self) -> bool:
         """Whether its engines run here: the runtime is installed, and there is a device of its kind."""
-        return self.is_installed() and (self.device == "cpu" or any(map(self._runs_on, find_cuda().devices[:1])))
-
-    def _runs_on(self, device: Device) -> bool:
-        return not self.compute_capabilities or device.compute_capability in self.compute_capabilities
+        if self.device == "cpu" or not self.is_installed():
+            return self.is_installed()
+        first = find_cuda().devices[:1]
+        return bool(first) and first[0].compute_capability in (
+            self.compute_capabilities or {first[0].compute_capability}
+        )
 
     def takes(self, precision: str) -> bool:
         """Whether it opens a graph of this precision."""
         return precision in self.precisions and not self.built_from
 
+
+_ONNXRUNTIME = Backend(
+    name="onnxruntime",
+    title="ONNX Runtime",
+    target="emoexport.engines.onnxruntime_engine:OnnxRuntimeEngine",
+    package="onnxruntime",
+    requirement="onnxruntime-gpu",
+    precisions=("fp32", "fp16", "int8", "int8-fp16"),
+)
 
 _OPENVINO = Backend(
     name="openvino",
@@ -79,31 +89,22 @@ _TENSORRT = Backend(
 BACKENDS: Mapping[str, Backend] = {
     row.name: row
     for row in (
-        Backend(
-            name="onnxruntime",
-            title="ONNX Runtime",
-            target="emoexport.engines.onnxruntime_engine:OnnxRuntimeEngine",
-            package="onnxruntime",
-            requirement="onnxruntime-gpu",
-            precisions=("fp32", "fp16", "int8", "int8-fp16"),
-        ),
-        Backend(
+        _ONNXRUNTIME,
+        replace(  # not in BF16: it has no kernels for ReduceMax, Resize and Clip in it, and the CPU none to stand in
+            _ONNXRUNTIME,
             name="onnxruntime-cuda",
             title="ONNX Runtime with CUDA",
             target="emoexport.engines.onnxruntime_gpu:OnnxRuntimeCudaEngine",
-            package="onnxruntime",
             requirement="'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas",
-            # It has no kernels for ReduceMax, Resize and Clip in BF16, and the CPU has none to stand in.
-            precisions=("fp32", "fp16", "int8", "int8-fp16"),
             device="cuda",
         ),
-        Backend(
+        replace(
+            _ONNXRUNTIME,
             name="onnxruntime-tensorrt",
             title="ONNX Runtime with TensorRT",
             target="emoexport.engines.onnxruntime_gpu:OnnxRuntimeTensorRtEngine",
             package="tensorrt",
             requirement="'tensorrt-cu13<11'",
-            precisions=("fp32", "fp16", "int8", "int8-fp16"),
             device="cuda",
         ),
         _OPENVINO,
@@ -136,6 +137,17 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 
+def require_known(names: Sequence[str]) -> None:
+    """Before anything is looked for.
+
+    Raises:
+        UsageError: if a name is of no row of `BACKENDS`.
+    """
+    for name in names:
+        if name not in BACKENDS:
+            raise UsageError(f"'{name}' is no engine; known are {', '.join(BACKENDS)}.")
+
+
 def backends_named(names: list[str] | None) -> list[Backend]:
     """Look up backends by name; without names those that are usable here.
 
@@ -145,9 +157,8 @@ def backends_named(names: list[str] | None) -> list[Backend]:
     """
     if not names:
         return [row for row in BACKENDS.values() if row.is_usable()]
+    require_known(names)
     for name in names:
-        if name not in BACKENDS:
-            raise UsageError(f"'{name}' is no engine; known are {', '.join(BACKENDS)}.")
         if not BACKENDS[name].is_installed():
             raise MissingRuntime(
                 f"{BACKENDS[name].title} is not installed here.",

@@ -230,9 +230,9 @@ class PyCuda:
         """As the protocol says."""
         self._stream.synchronize()
 
-    def capture(self, work: Callable[[], object]) -> Captured:
+    def capture(self, work: Callable[[], object]) -> Captured:  # noqa: ARG002 (the protocol's)
         """There is none: pycuda has no graphs."""
-        raise NotImplementedError("pycuda has no CUDA graphs")
+        raise CheckFailed("pycuda has no CUDA graphs.", hint=f"{_CHOICE}={CudaBindings.name}")
 
     def time(self, *works: Callable[[], object]) -> list[float]:
         """As the protocol says."""

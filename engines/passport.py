@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from emoexport.errors import BadBundle
-from emoexport.files import sha256_of, sha256_of_graph, write_text
+from emoexport.files import sha256_of_graph, write_text
 
-__all__ = ["Passport", "passport_of", "passports_in", "rebuild_command"]
+__all__ = ["Passport", "passport_of", "passports_in", "read_engine", "rebuild_command"]
 
 
 def passport_of(engine: Path) -> Path:
@@ -116,23 +116,31 @@ class Passport:
         except TypeError as err:  # as intact as it was, and of another version
             raise BadBundle(f"{path} has other fields than this version of emoexport writes.", hint=hint) from err
 
-    def require_intact(self, engine: Path, *, hint: str = "") -> None:
-        """Hold the engine against its passport.
-
-        Raises:
-            BadBundle: if it is missing, cut short or another file.
-        """
-        if not engine.is_file():
-            raise BadBundle(f"{engine} is missing.", hint=hint)
-        size = engine.stat().st_size
-        if size != self.bytes:
-            raise BadBundle(f"{engine} has {size:,} bytes; needed are {self.bytes:,}.", hint=hint)
-        if sha256_of(engine) != self.sha256:
-            raise BadBundle(f"{engine} is not the engine that its passport is of: its SHA-256 is another.", hint=hint)
-
     def is_of(self, graph: Path) -> bool:
         """Whether the engine was built from this graph as it is now."""
         return self.graph_sha256 == sha256_of_graph(graph)
+
+
+def read_engine(engine: Path, passport: Passport, *, hint: str = "") -> bytes:
+    """Read an engine, and hold what was read against its passport.
+
+    Args:
+        engine: the file.
+        passport: that stands beside it.
+        hint: the command that builds it again.
+
+    Raises:
+        BadBundle: if it is missing, cut short or another file.
+    """
+    if not engine.is_file():
+        raise BadBundle(f"{engine} is missing.", hint=hint)
+    size = engine.stat().st_size
+    if size != passport.bytes:
+        raise BadBundle(f"{engine} has {size:,} bytes; needed are {passport.bytes:,}.", hint=hint)
+    plan = engine.read_bytes()
+    if hashlib.sha256(plan).hexdigest() != passport.sha256:
+        raise BadBundle(f"{engine} is not the engine that its passport is of: its SHA-256 is another.", hint=hint)
+    return plan
 
 
 def passports_in(bundle: Path) -> dict[str, Passport]:

@@ -4,6 +4,7 @@ Polygraphy makes network, profiles and builder configuration, and knows what eac
 one of the two runtimes, so a process builds for one of them.
 """
 
+import hashlib
 import importlib
 import logging
 import sys
@@ -23,7 +24,7 @@ from emoexport.engines.number_types import MEMBERS, network_types, share_of_mult
 from emoexport.engines.passport import Passport
 from emoexport.engines.tensorrt_engine import import_runtime
 from emoexport.errors import CheckFailed, EmoexportError, MissingRuntime, UsageError
-from emoexport.files import sha256_of, sha256_of_graph, write_bytes
+from emoexport.files import sha256_of_graph, write_bytes
 from emoexport.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def require_builder(backend: str) -> tuple[ModuleType, ModuleType]:
     """
     if backend == "tensorrt":
         require_device()  # before TensorRT, which may end the process where there is none
-    runtime = import_runtime(BACKENDS[backend].package, BACKENDS[backend].requirement)
+    runtime = import_runtime(BACKENDS[backend])
     return runtime, _polygraphy(is_rtx=backend == "tensorrt-rtx")
 
 
@@ -181,7 +182,7 @@ def build_engine(
     write_bytes(engine, plan)
     passport = Passport(
         file=engine.name,
-        sha256=sha256_of(engine),
+        sha256=hashlib.sha256(plan).hexdigest(),
         bytes=engine.stat().st_size,
         backend=backend,
         precision=precision,

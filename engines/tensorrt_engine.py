@@ -3,19 +3,21 @@
 import functools
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emoexport.engines import BACKENDS, Backend
 from emoexport.engines.base import GraphEngine
 from emoexport.engines.cuda import Device, find_cuda, require_device
 from emoexport.engines.device_memory import Captured, DeviceMemory, open_device_memory
 from emoexport.engines.number_types import EngineLayer, layers_of
-from emoexport.engines.passport import Passport, rebuild_command
+from emoexport.engines.passport import Passport, read_engine, rebuild_command
 from emoexport.errors import BadBundle, CheckFailed, MissingRuntime, WrongMachine
 from emoexport.files import write_bytes
 from emoexport.outcome import Outcome
@@ -32,16 +34,18 @@ _SIZES_KEPT = 16
 """Of calls, as CUDA graphs; each holds memory of the device."""
 
 
-def import_runtime(name: str, requirement: str) -> ModuleType:
+def import_runtime(backend: Backend) -> ModuleType:
     """Import `tensorrt` or `tensorrt_rtx`.
 
     Raises:
         MissingRuntime: if it cannot be imported.
     """
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(backend.package)
     except Exception as err:  # its libraries are loaded here, and what fails is theirs to say
-        raise MissingRuntime(f"{name} cannot be imported: {err}.", hint=f"pip install {requirement}") from err
+        raise MissingRuntime(
+            f"{backend.package} cannot be imported: {err}.", hint=f"pip install {backend.requirement}"
+        ) from err
 
 
 def require_this_machine(passport: Passport, version: str, device: Device, cuda: str, *, hint: str) -> None:
@@ -62,19 +66,17 @@ def require_this_machine(passport: Passport, version: str, device: Device, cuda:
     hardware = passport.settings.get("hardware_compatible")
     capability = asked.get("compute_capability", device.compute_capability)
     capabilities = asked.get("compute_capabilities", device.compute_capability).split()
-    problem = ""
+    here, problem = f"{device.name} has compute capability {device.compute_capability}", ""
     if any_version and (_major(version) != _major(built) or _numbers(version) < _numbers(built)):
         problem = f"{passport.backend} here is {version}; needed is {built} or a later {_major(built)}"
     elif not any_version and version != built:
         problem = f"{passport.backend} here is {version}; needed is {built}"
     elif device.compute_capability not in capabilities:
-        problem = (
-            f"{device.name} has compute capability {device.compute_capability}; needed is {' or '.join(capabilities)}"
-        )
+        problem = f"{here}; needed is {' or '.join(capabilities)}"
     elif hardware == "ampere-plus" and _numbers(device.compute_capability) < (8, 0):
-        problem = f"{device.name} has compute capability {device.compute_capability}; needed is 8.0 or more"
+        problem = f"{here}; needed is 8.0 or more"
     elif hardware != "ampere-plus" and capability != device.compute_capability:
-        problem = f"{device.name} has compute capability {device.compute_capability}; needed is {capability}"
+        problem = f"{here}; needed is {capability}"
     elif hardware is None and asked.get("name", device.name) != device.name:
         problem = f"the GPU here is {device.name}; needed is {asked['name']}"
     elif _numbers(cuda)[0] < _numbers(asked.get("cuda", cuda))[0]:
@@ -93,15 +95,14 @@ class TensorRtEngine(GraphEngine):
 
     backend = "tensorrt"
     runtime = "TensorRT"
-    module: ClassVar[str] = "tensorrt"
 
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:  # noqa: ARG002 (not its own)
         hint = rebuild_command(graph, self.backend, self.precision)
         passport = Passport.read(graph, hint=hint)
         device = require_device()
-        self._trt = import_runtime(self.module, f"'emoexport[{self.backend}]'")
+        self._trt = import_runtime(BACKENDS[self.backend])
         require_this_machine(passport, self._trt.__version__, device, find_cuda().version or "0", hint=hint)
-        passport.require_intact(graph, hint=hint)
+        plan = read_engine(graph, passport, hint=hint)
         self._memory: DeviceMemory = open_device_memory()
         self._lock = threading.Lock()
         self._contexts: dict[int, trt.IExecutionContext] = {}
@@ -111,14 +112,21 @@ class TensorRtEngine(GraphEngine):
         """Why calls are not CUDA graphs; empty where they are."""
         try:
             with self._memory.current():
-                self._open(graph, passport, hint, cache)
+                self._open(graph, plan, passport, hint, cache)
         except BaseException:
             self._memory.close()
             raise
 
-    def _open(self, file: Path, passport: Passport, hint: str, cache: Path | None) -> None:  # noqa: ARG002 (for RTX)
+    def _open(
+        self,
+        file: Path,
+        plan: bytes,
+        passport: Passport,
+        hint: str,
+        cache: Path | None,  # noqa: ARG002 (for RTX)
+    ) -> None:
         """Load the engine, and reserve memory for its largest call."""
-        self._engine: Any = self._deserialize(file, passport, hint)
+        self._engine: Any = self._deserialize(file, plan, passport, hint)
         self._profiles = [
             tuple(shape[0] for shape in self._engine.get_tensor_profile_shape(_INPUT, index))
             for index in range(self._engine.num_optimization_profiles)
@@ -133,12 +141,10 @@ class TensorRtEngine(GraphEngine):
             faces: uint8 `(N, H, W, C)`, 1 <= N <= `max_batch`.
         """
         self._refuse(faces)
-        with self._lock, self._memory.current():
-            index, count = self._place(len(faces))
+        with self._turn(faces) as (index, count):
             context = self._new_context(index)  # a profiler is a context's for good
             self._set_rows(context, count)
             profiler = _profiler(self._trt)
-            np.copyto(self._host[_INPUT][: len(faces)], faces)
             self._copy_in(count)
             self._enqueue(context)  # a first call loads kernels
             self._memory.synchronize()
@@ -153,10 +159,8 @@ class TensorRtEngine(GraphEngine):
     def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float]:
         """Milliseconds that a call takes to the device, in the engine, and back, as the device has them."""
         self._refuse(faces)
-        with self._lock, self._memory.current():
-            index, count = self._place(len(faces))
+        with self._turn(faces) as (index, count):
             context = self._context(index, count)
-            np.copyto(self._host[_INPUT][: len(faces)], faces)
             there, computing, back = self._memory.time(
                 lambda: self._copy_in(count),
                 lambda: self._enqueue(context),
@@ -181,13 +185,19 @@ class TensorRtEngine(GraphEngine):
         return self._infer(faces, ("scores",))[0]
 
     def _infer(self, faces: NDArray[np.uint8], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
-        with self._lock, self._memory.current():
-            self._require(bool(self._host), "run: the session is closed")
-            index, count = self._place(len(faces))
-            np.copyto(self._host[_INPUT][: len(faces)], faces)
+        with self._turn(faces) as (index, count):
             self._launcher((index, count, outputs))()
             self._memory.synchronize()
             return [self._host[name][: len(faces)].copy() for name in outputs]
+
+    @contextmanager
+    def _turn(self, faces: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+        """A block with the device for one call, its faces in host memory: its profile, and the rows it computes."""
+        with self._lock, self._memory.current():
+            if not self._host:
+                raise CheckFailed(f"the session is closed: {self.name} answers nothing any more.", hint="open it again")
+            np.copyto(self._host[_INPUT][: len(faces)], faces)
+            yield self._place(len(faces))
 
     def _launcher(self, key: _Key) -> Callable[[], None]:
         """What begins a call: by itself the first time, as a graph from then on."""
@@ -259,16 +269,15 @@ class TensorRtEngine(GraphEngine):
         else:  # version 8
             context = self._engine.create_execution_context_without_device_memory()
         if context is not None:
-            context.device_memory = self._scratch()
+            context.device_memory = self._scratch
         return context
 
+    @functools.cached_property
     def _scratch(self) -> int:
         """The address of memory for what is between the layers, of any profile."""
-        if not hasattr(self, "_between"):
-            has_v2 = hasattr(self._engine, "device_memory_size_v2")  # its name from 10.1 on
-            size = self._engine.device_memory_size_v2 if has_v2 else self._engine.device_memory_size
-            self._between = self._memory.allocate(max(1, size))
-        return self._between
+        has_v2 = hasattr(self._engine, "device_memory_size_v2")  # its name from 10.1 on
+        size = self._engine.device_memory_size_v2 if has_v2 else self._engine.device_memory_size
+        return self._memory.allocate(max(1, size))
 
     def _set_rows(self, context: "trt.IExecutionContext", count: int) -> None:
         self._require(context.set_input_shape(_INPUT, (count, *self.face_shape)), f"take {count} faces")
@@ -287,11 +296,10 @@ class TensorRtEngine(GraphEngine):
         for name in outputs:
             self._memory.copy_out(self._host[name][:count], self._device[name])
 
-    def _deserialize(self, file: Path, passport: Passport, hint: str) -> "trt.ICudaEngine":
+    def _deserialize(self, file: Path, plan: bytes, passport: Passport, hint: str) -> "trt.ICudaEngine":
         runtime = self._trt.Runtime(_logger(self._trt))
         if passport.settings.get("version_compatible"):
             runtime.engine_host_code_allowed = True  # it brings its own runtime; the passport says that it is ours
-        plan = file.read_bytes()
         self._require_valid(runtime, plan, file, hint)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -336,10 +344,9 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     backend = "tensorrt-rtx"
     runtime = "TensorRT-RTX"
-    module = "tensorrt_rtx"
 
-    def _open(self, file: Path, passport: Passport, hint: str, cache: Path | None) -> None:
-        super()._open(file, passport, hint, cache)
+    def _open(self, file: Path, plan: bytes, passport: Passport, hint: str, cache: Path | None) -> None:
+        super()._open(file, plan, passport, hint, cache)
         self.uncaptured = "TensorRT-RTX captures by itself"
         self._compiled = None if cache is None else cache / self.backend / f"{passport.sha256}.kernels"
         self._settings = self._engine.create_runtime_config()

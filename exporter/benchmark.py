@@ -12,7 +12,7 @@ from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.clock import timestamp
-from emoexport.engines import BACKENDS
+from emoexport.engines import BACKENDS, require_known
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.engines.machine import describe_machine
@@ -62,7 +62,7 @@ def plan_bench(
     missing = find_cuda().problem if device == "cuda" else ""
     found = [Planned(name="torch-fp32", title="PyTorch, the reference loop, eager FP32", problem=missing)]
     found += [
-        Planned(name=f"{row.name}-{row.precision}", title=f"PyTorch, {row.title}", problem=missing)
+        Planned(name=row.engine, title=f"PyTorch, {row.title}", problem=missing)
         for row in rivals_for(device)
         if _with_rivals(rivals, device)
     ]
@@ -167,9 +167,8 @@ def bench(
 def _require_device_of(device: str, engines: list[str] | None) -> None:
     if device not in DEVICES:
         raise UsageError(f"'{device}' is no device; known are {', '.join(DEVICES)}.")
+    require_known(engines or ())
     for name in engines or ():
-        if name not in BACKENDS:
-            raise UsageError(f"'{name}' is no engine; known are {', '.join(BACKENDS)}.")
         if BACKENDS[name].device != device:
             raise UsageError(
                 f"{BACKENDS[name].title} runs on {BACKENDS[name].device}, and the reference was to run on {device}.",

@@ -143,7 +143,7 @@ def build(
 
     is_bundle = run is not None and (run / "manifest.json").is_file()
     bundle = _bundle_to_build_into(context, run, builds) if is_bundle else None
-    most = max_batch or min(64, 64 if bundle is None else bundle.manifest.max_batch)
+    most = max_batch or (64 if bundle is None else min(64, bundle.manifest.max_batch))
     settings = BuilderSettings(
         min_batch=min_batch,
         opt_batch=tuple(opt_batch or [max(min_batch, min(16, most))]),
@@ -188,34 +188,18 @@ def build(
     console.print(f"next: emoexport verify {bundle.path}", highlight=False, soft_wrap=True)
 
 
-_OF_ENGINES = {
-    *(
-        "run",
-        "engine",
-        "fp32",
-        "fp16",
-        "bf16",
-        "int8",
-        "int8_fp16",
-        "fp8",
-        "max_batch",
-        "min_batch",
-        "opt_batch",
-        "workspace",
-    ),
-    *("timing_cache", "optimization_level", "version_compatible", "hardware_compatible", "refit", "strip"),
-    "compute_capability",
-}
-"""Parameters of `build` that a bundle takes too: it is folded already."""
+_OF_ENGINES = {"run", "engine", "max_batch", *(name.replace("-", "_") for name in PRECISIONS)}
+"""Parameters of `build` that a bundle takes too, which is folded already, besides those of TensorRT."""
 
 
 def _bundle_to_build_into(context: typer.Context, path: Path | None, builds: list[str]) -> Any:
     """Open the bundle that is named in place of a run: a `Bundle`."""
     from emoexport.cli_options import open_bundle  # noqa: PLC0415
 
+    of_tensorrt = {each.name for each in context.command.params if getattr(each, "rich_help_panel", None) == _PANEL}
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if others := [name for name in given if name not in _OF_ENGINES]:
+    if others := [name for name in given if name not in _OF_ENGINES | of_tensorrt]:
         raise UsageError(
             f"{path} is a bundle, which is folded already; --{others[0].replace('_', '-')} is of the fold.",
             hint="name the training run",

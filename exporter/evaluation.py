@@ -26,6 +26,7 @@ from emoexport.outcome import Outcome
 from emoexport.statistics import (
     Estimate,
     basic_interval,
+    changed,
     paired_interval,
     percentile_interval,
     resampled_sums,
@@ -452,7 +453,7 @@ def _gain(said: Sequence[Outcome], found: Sequence[_Resampled], truth: IntArray)
     """What the second of two steps changes."""
     (earlier, later), (resampled_earlier, resampled_later) = said, found
     before, after = earlier.label == truth, later.label == truth
-    mended, broken = int((after & ~before).sum()), int((before & ~after).sum())
+    mended, broken = changed(before, after)
     low, high = paired_interval(mended, broken, len(truth))
     ece = _ece(later, truth) - _ece(earlier, truth)
     nll = float((_nll(later, truth) - _nll(earlier, truth)).mean())

@@ -3,10 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from emoexport.calib.sensitivity import cost_of
 from emoexport.config import Record
 from emoexport.decision import expected_calibration_error
 from emoexport.outcome import Outcome
-from emoexport.statistics import Estimate, exact_bound, mcnemar_p, paired_bound, paired_interval
+from emoexport.statistics import Estimate, changed, exact_bound, mcnemar_p, paired_bound, paired_points
 
 __all__ = ["Evidence", "FaceDifference", "RecallChange", "evidence_of"]
 
@@ -53,7 +54,7 @@ class Evidence(Record):
     recall: dict[str, RecallChange]
     """By emotion that some face has."""
     divergence_nats: float
-    """Mean Kullback-Leibler divergence of the engine's probabilities from the reference's; infinite if it answers 0."""
+    """Mean Kullback-Leibler divergence of the engine's probabilities from the reference's."""
     calibration_error: float
     """Expected, of the engine; and in the next of the reference."""
     reference_calibration_error: float
@@ -71,46 +72,30 @@ def evidence_of(engine: Outcome, reference: Outcome, truth: NDArray[np.int64], l
         labels: the emotions, by index.
     """
     right, reference_right = engine.label == truth, reference.label == truth
-    mended, broken = int((right & ~reference_right).sum()), int((reference_right & ~right).sum())
-    disagreements, faces = int((engine.label != reference.label).sum()), len(truth)
+    cost, faces = cost_of(reference, engine, truth), len(truth)
     return Evidence(
         faces=faces,
-        engine_only_right=mended,
-        reference_only_right=broken,
-        mcnemar_p=round(mcnemar_p(mended, broken), 6),
-        gain_points=_points(mended, broken, faces),
-        bound_points=round(100 * paired_bound(mended, broken, faces), 4),
-        disagreements=disagreements,
-        disagreement_bound=round(exact_bound(disagreements, faces), 6),
+        engine_only_right=cost.mended,
+        reference_only_right=cost.broken,
+        mcnemar_p=round(mcnemar_p(cost.mended, cost.broken), 6),
+        gain_points=paired_points(cost.mended, cost.broken, faces),
+        bound_points=round(100 * paired_bound(cost.mended, cost.broken, faces), 4),
+        disagreements=cost.changed,
+        disagreement_bound=round(exact_bound(cost.changed, faces), 6),
         recall={
             name: _recall(right[truth == index], reference_right[truth == index])
             for index, name in enumerate(labels)
             if (truth == index).any()
         },
-        divergence_nats=_divergence(engine.probabilities, reference.probabilities),
+        divergence_nats=float(f"{cost.kl:.6g}"),
         calibration_error=round(expected_calibration_error(engine.probabilities, truth), 6),
         reference_calibration_error=round(expected_calibration_error(reference.probabilities, truth), 6),
         worst=_worst(engine, reference, truth),
     )
 
 
-def _points(mended: int, broken: int, faces: int) -> Estimate:
-    low, high = paired_interval(mended, broken, faces)
-    value = (mended - broken) / faces
-    return Estimate(value=round(100 * value, 4), low=round(100 * low, 4), high=round(100 * high, 4))
-
-
 def _recall(right: NDArray[np.bool_], reference_right: NDArray[np.bool_]) -> RecallChange:
-    mended, broken = int((right & ~reference_right).sum()), int((reference_right & ~right).sum())
-    return RecallChange(faces=len(right), points=_points(mended, broken, len(right)))
-
-
-def _divergence(engine: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Mean over faces of sum p log(p / q), where the reference says p and the engine q, each made to sum to 1 again."""
-    p, q = (np.asarray(each, np.float64) / each.sum(axis=1, keepdims=True) for each in (reference, engine))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(p > 0, p * np.log(p / q), 0.0)
-    return float(f"{terms.sum(axis=1).mean():.6g}")
+    return RecallChange(faces=len(right), points=paired_points(*changed(reference_right, right), len(right)))
 
 
 def _worst(engine: Outcome, reference: Outcome, truth: NDArray[np.int64]) -> tuple[FaceDifference, ...]:

@@ -16,7 +16,7 @@ from emoexport.engines.timing import Ratio, interleave, ratio_of, rounds_within
 from emoexport.errors import MissingRuntime
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
-from emoexport.statistics import Estimate, paired_bound, paired_interval
+from emoexport.statistics import Estimate, changed, paired_bound, paired_points
 from emoexport.train.dataset import Faces
 
 __all__ = ["GATE_FACES", "fastest", "judge_graphs"]
@@ -124,18 +124,17 @@ def _compare(candidate: Engine, rival: Engine, faces: Faces, some: NDArray[np.ui
     for engine in (candidate, rival):
         with progress_bar(console, f"{engine.name} on validation faces", len(faces)) as advance:
             right.append(engine.run_all(faces.images, batch_size=len(some), progress=advance).label == faces.labels)
-    mended, broken = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    mended, broken = changed(right[1], right[0])
     return _verdict(candidate, rival.name, speed, mended, broken, len(faces))
 
 
 def _verdict(candidate: Engine, rival: str, speed: Ratio, mended: int, broken: int, faces: int) -> GateEntry:
-    low, high = (100 * bound for bound in paired_interval(mended, broken, faces))
     worst = 100 * paired_bound(mended, broken, faces)
     allowed = 100 * PRECISIONS[candidate.precision].tolerance.max_drop
-    gain = 100 * (mended - broken) / faces
+    gain = paired_points(mended, broken, faces)
     is_faster, is_right = speed.low > 1, worst >= -allowed
     times = f"{speed.value:.2f} times as fast as {rival} [{speed.low:.2f}, {speed.high:.2f}]"
-    points = f"{gain:+.2f} points of accuracy on {faces:,} validation faces"
+    points = f"{gain.value:+.2f} points of accuracy on {faces:,} validation faces"
     figures = f"{candidate.name} is {times}, with {points}, no worse than {worst:+.2f}; {-allowed:+g} is allowed"
     return GateEntry(
         verdict="recommended" if is_faster and is_right else "not recommended",
@@ -143,7 +142,7 @@ def _verdict(candidate: Engine, rival: str, speed: Ratio, mended: int, broken: i
         engine=candidate.name,
         rival=rival,
         times_as_fast=Estimate(value=speed.value, low=speed.low, high=speed.high),
-        gain_points=Estimate(value=round(gain, 4), low=round(low, 4), high=round(high, 4)),
+        gain_points=gain,
         bound_points=round(worst, 4),
         faces=faces,
     )

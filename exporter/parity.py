@@ -102,6 +102,7 @@ def compare(
         failures.append(f"{same.mean():.2%} of the labels agree; at least {tolerance.min_agreement:.1%}")
     if drop > tolerance.max_drop:
         failures.append(f"accuracy drops by {100 * drop:.2f} points; at most {100 * tolerance.max_drop:g}")
+    evidence = evidence_of(engine, reference, truth, labels)
     return EngineParity(
         engine=name,
         precision=precision,
@@ -109,9 +110,9 @@ def compare(
         accuracy=Share.of(right),
         reference_accuracy=Share.of(reference_right),
         agreement=Share.of(same, exact_interval),
-        engine_only_right=int((right & ~reference_right).sum()),
-        reference_only_right=int((reference_right & ~right).sum()),
-        evidence=evidence_of(engine, reference, truth, labels),
+        engine_only_right=evidence.engine_only_right,
+        reference_only_right=evidence.reference_only_right,
+        evidence=evidence,
         max_difference=largest,
         mean_difference=mean,
         tolerance=tolerance,

@@ -35,9 +35,14 @@ class Rival:
     compile_mode: str | None = None
     """Of `torch.compile`; `reduce-overhead` launches CUDA graphs."""
 
+    @property
+    def engine(self) -> str:
+        """Its name among engines, which has the precision."""
+        return f"{self.name}-{self.precision}"
+
 
 RIVALS: Mapping[str, Rival] = {
-    f"{row.name}-{row.precision}": row
+    row.engine: row
     for row in (
         Rival(name="torch-batched", title="views as one batch", precision="fp32", devices=("cpu", "cuda")),
         Rival(
@@ -122,8 +127,8 @@ class RivalEngine(Engine):
 
     @property
     def name(self) -> str:
-        """The rival's name and precision."""
-        return f"{self._rival.name}-{self.precision}"
+        """The rival's."""
+        return self._rival.engine
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         return Outcome(*(result.cpu().numpy() for result in self._infer(faces)[:3]))

@@ -113,10 +113,9 @@ def open_engines(
     limits: dict[str, Any] = {"face_shape": bundle.manifest.face_shape, "max_batch": bundle.manifest.max_batch}
     opened: list[Engine] = []
     has_file: set[str] = set()
+    backends = [row for row in backends_named(engines) if engines or device in (None, row.device)]
     for precision in _precisions_of(bundle, precisions):
-        for backend in backends_named(engines):
-            if not engines and device not in (None, backend.device):
-                continue
+        for backend in backends:
             try:
                 file = _file_for(bundle, backend, precision)
                 if file is None:

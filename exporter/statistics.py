@@ -13,11 +13,13 @@ __all__ = [
     "Estimate",
     "Share",
     "basic_interval",
+    "changed",
     "exact_bound",
     "exact_interval",
     "mcnemar_p",
     "paired_bound",
     "paired_interval",
+    "paired_points",
     "percentile_interval",
     "resampled_sums",
     "wilson_interval",
@@ -123,6 +125,18 @@ def paired_interval(mended: int, broken: int, total: int, *, level: float = 0.95
     low = -1.0 if broken == total else brentq(excess, -1.0, difference)
     high = 1.0 if mended == total else brentq(excess, difference, 1.0)
     return float(low), float(high)
+
+
+def changed(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[int, int]:
+    """Of which faces are right `(N,)` before and after: how many were mended, and how many broken."""
+    return int((after & ~before).sum()), int((before & ~after).sum())
+
+
+def paired_points(mended: int, broken: int, total: int) -> Estimate:
+    """The difference that `paired_interval` is of, in percentage points, with that interval at 95 %."""
+    low, high = paired_interval(mended, broken, total)
+    value = (mended - broken) / total
+    return Estimate(value=round(100 * value, 4), low=round(100 * low, 4), high=round(100 * high, 4))
 
 
 def paired_bound(mended: int, broken: int, total: int) -> float:

@@ -19,6 +19,9 @@ __all__ = ["Change", "EngineSpeed", "Planned", "SpeedReport", "changes", "measur
 
 _Answer = TypeVar("_Answer")
 
+_REFERENCE = "torch-fp32"
+"""What the loop of `TorchEngine` is called."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
@@ -42,8 +45,6 @@ class EngineSpeed(Record):
     faces_a_second: float
     passes_a_second: float
     times_reference: Ratio
-    unstable: bool = False
-    """Whether the calls vary so much that their median says little."""
     share_of_peak: float | None = None
     """Of the operations a second that a large matrix product reaches here at this precision; None where not known."""
     split_ms: tuple[float, float, float] | None = None
@@ -51,6 +52,11 @@ class EngineSpeed(Record):
     uncaptured: str | None = None
     """Why calls are not replayed as CUDA graphs; empty where they are, None of engines that have none to replay."""
     samples_ms: tuple[float, ...]
+
+    @property
+    def unstable(self) -> bool:
+        """Whether the calls vary so much that their median says little."""
+        return self.latency_ms.spread_pct > UNSTABLE_PCT
 
 
 class SpeedReport(Record):
@@ -105,9 +111,6 @@ def changes(now: SpeedReport, before: SpeedReport) -> list[Change]:
         for result in now.results
         if (key := (result.engine, result.batch)) in earlier and result.engine != _REFERENCE
     ]
-
-
-_REFERENCE = "torch-fp32"
 
 
 def measure(
@@ -171,7 +174,6 @@ def measure(
                     share_of_peak=_share(faces_a_second, gflop_a_face, peaks.get(PRECISIONS[engine.precision].number)),
                     split_ms=_unless_failed(failed, engine.name, functools.partial(engine.split, faces)),
                     uncaptured=getattr(engine, "uncaptured", None),
-                    unstable=latency_of(times).spread_pct > UNSTABLE_PCT,
                     samples_ms=tuple(round(float(value), 4) for value in times),
                 )
             )
