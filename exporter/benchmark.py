@@ -25,7 +25,7 @@ from emoexport.progress import progress_bar
 from emoexport.reference import Reference
 from emoexport.rivals import RivalEngine, rivals_for
 from emoexport.sessions import can_open, graphs_of, noted, open_engines, open_judge, open_reference, sizes_of
-from emoexport.tables import speed_markdown
+from emoexport.speed_tables import speed_markdown
 from emoexport.throughput import EngineSpeed, Planned, SpeedReport, measure
 
 __all__ = ["DEVICES", "bench", "plan_bench"]

@@ -6,17 +6,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from emoexport.engines import BACKENDS
 from emoexport.errors import UsageError
 from emoexport.labels import LABEL_ORDERS
+from emoexport.precision import PRECISIONS
 
 __all__ = [
     "BundleDir",
     "Cache",
     "DataOption",
+    "Engines",
     "LabelOrder",
     "LabelledFaces",
     "Limit",
     "OtherLabelOrder",
+    "Precisions",
     "RunOption",
     "SkipBad",
     "Split",
@@ -53,6 +57,15 @@ Threads = Annotated[
 ]
 Cache = Annotated[
     Path | None, typer.Option("--cache", help="A folder where runtimes keep what they compile; nowhere if none.")
+]
+
+Engines = Annotated[
+    list[str] | None,
+    typer.Option("--engine", help=f"A runtime, repeatable: {', '.join(BACKENDS)}. All installed ones if none."),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help=f"A precision, repeatable: {', '.join(PRECISIONS)}. All of the bundle if none."),
 ]
 
 

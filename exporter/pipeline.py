@@ -35,6 +35,7 @@ from emoexport.gate import GATE_FACES, judge_graphs
 from emoexport.half import Kept
 from emoexport.layout import export_in_layout
 from emoexport.parity import ParityReport, compare
+from emoexport.parity_tables import parity_markdown
 from emoexport.passes import Choice, pass_weights
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.progress import progress_bar
@@ -42,7 +43,6 @@ from emoexport.quantize import feeds_of
 from emoexport.rewrites import prepare_members
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
 from emoexport.sessions import graphs_of, noted, open_engines, open_judge, open_reference, sizes_of
-from emoexport.tables import parity_markdown
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.dataset import Faces
 from emoexport.tuning import TUNING_FILE, nodes_left, read_tuning
