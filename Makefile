@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces
 	@$(BIN)/emoexport train --data synthetic:5600 --preset tiny --out runs/demo --force
 	@$(BIN)/emoexport build runs/demo -o build/demo --fp16 --int8
-	@$(BIN)/emoexport verify build/demo
+	@$(BIN)/emoexport verify build/demo --max-drop 1 --max-disagreement 2
 
 test: $(READY) ## the tests, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -m 'not slow'

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device
@@ -178,6 +178,7 @@ def open_engine(
     max_batch: int,
     threads: int | None = None,
     cache: Path | None = None,
+    profiled: bool = False,
 ) -> Engine:
     """Compile a graph for this machine, or load what was compiled for it.
 
@@ -189,6 +190,7 @@ def open_engine(
         max_batch: the largest number of faces in a call.
         threads: how many the runtime may use; None leaves it to the runtime.
         cache: where it keeps what it compiles, if it can; None for nowhere.
+        profiled: whether `Engine.executed` is to be asked, which costs a little at every call.
 
     Raises:
         MissingRuntime: if the runtime is not installed.
@@ -201,8 +203,7 @@ def open_engine(
             f"{backend.title} cannot be imported: {err}.", hint=f"pip install {backend.requirement}"
         ) from err
     started = time.monotonic()
-    opened: Engine = engine(
-        graph, precision=precision, face_shape=face_shape, max_batch=max_batch, threads=threads, cache=cache
-    )
+    limits: dict[str, Any] = {"face_shape": face_shape, "max_batch": max_batch}
+    opened: Engine = engine(graph, precision=precision, threads=threads, cache=cache, profiled=profiled, **limits)
     opened.load_s = round(time.monotonic() - started, 3)
     return opened

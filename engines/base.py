@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from emoexport.engines.number_types import Executed
 from emoexport.errors import BadBundle, BadInput, EmoexportError
 from emoexport.outcome import Outcome
 
@@ -84,6 +85,10 @@ class Engine(ABC):
         """Milliseconds of one call to the device, on it, and back; None where an engine cannot tell."""
         return None
 
+    def executed(self, faces: NDArray[np.uint8]) -> Executed:  # noqa: ARG002 (for those that can)
+        """Which types of numbers the runtime computes in; empty where it does not tell, or was not `profiled`."""
+        return Executed()
+
     @abstractmethod
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         """Run checked, contiguous faces."""
@@ -106,6 +111,15 @@ class Engine(ABC):
 class GraphEngine(Engine):
     """An engine that a runtime compiles from a graph file.
 
+    Args:
+        graph: the file.
+        precision: of the graph.
+        face_shape: `(H, W, C)`.
+        max_batch: the largest number of faces in a call.
+        threads: how many the runtime may use; None leaves it to the runtime.
+        cache: where it keeps what it compiles; None for nowhere.
+        profiled: whether it is to tell what it executes, where that must be known when it is opened.
+
     Raises:
         BadBundle: if the runtime refuses the graph.
     """
@@ -122,7 +136,9 @@ class GraphEngine(Engine):
         max_batch: int,
         threads: int | None = None,
         cache: Path | None = None,
+        profiled: bool = False,
     ) -> None:
+        self._profiled = profiled
         super().__init__(precision=precision, face_shape=face_shape, max_batch=max_batch)
         try:
             self._load(graph, threads, cache)

@@ -7,15 +7,25 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["MEMBERS", "EngineLayer", "layers_of", "network_types", "share_of_multiplications", "share_of_time"]
+__all__ = [
+    "MEMBERS",
+    "EngineLayer",
+    "Executed",
+    "RuntimeLayer",
+    "executed_of",
+    "layers_of",
+    "network_types",
+    "share_of_multiplications",
+    "share_of_time",
+]
 
 _NUMBERS = {"FLOAT": "fp32", "HALF": "fp16"}
 """TensorRT's names, where ours are not the same in small letters."""
@@ -31,6 +41,52 @@ _WRITTEN = (
 
 MEMBERS = "members."
 """How the names of nodes begin that are of members; the rest are views, vote and decision, in FP32 by design."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executed:
+    """Which types of numbers a runtime has computed in, as it says itself; empty where it does not."""
+
+    layers: dict[str, int] = field(default_factory=dict)
+    """By type of number, how many layers."""
+    multiplications: dict[str, int] = field(default_factory=dict)
+    """How many of these are convolutions, matrix products or attention; empty where a runtime names no operators."""
+    time_share: dict[str, float] = field(default_factory=dict)
+    """By type of number, what part of the time of these, or of all layers of members where they cannot be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeLayer:
+    """A layer that a runtime has run, as it tells of it."""
+
+    kind: str
+    """The runtime's name of the operator."""
+    number: str
+    """Our name of the type that it computes in; empty for numbers that count or index."""
+    time: float
+    """In any unit; 0 where it is not known."""
+
+
+def executed_of(layers: Collection[RuntimeLayer]) -> Executed:
+    """Count layers, and add up the time of those that multiply."""
+    multiplying = [layer for layer in layers if layer.number and _MULTIPLIES.search(layer.kind)]
+    times: dict[str, float] = {}
+    for layer in multiplying:
+        times[layer.number] = times.get(layer.number, 0.0) + layer.time
+    total = sum(times.values())
+    return Executed(
+        layers=_counted(layer.number for layer in layers if layer.number),
+        multiplications=_counted(layer.number for layer in multiplying),
+        time_share={number: round(time / total, 4) for number, time in sorted(times.items())} if total else {},
+    )
+
+
+def _counted(numbers: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(numbers).items()))
+
+
+_MULTIPLIES = re.compile(r"conv(?!ert)|matmul|gemm|fullyconnected|attention", re.IGNORECASE)
+"""In names of operators, as ONNX Runtime and OpenVINO give them, of what multiplies matrices or convolves."""
 
 
 def number_of(kind: "trt.DataType") -> str:

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from emoexport.engines.base import GraphEngine
 from emoexport.engines.cache import kept_in
 from emoexport.engines.cuda import require_device
+from emoexport.engines.number_types import Executed
 from emoexport.engines.onnxruntime_engine import session_options
+from emoexport.engines.onnxruntime_profile import Profile
 from emoexport.errors import EmoexportError, MissingRuntime
 from emoexport.outcome import Outcome
 
@@ -133,7 +135,9 @@ class OnnxRuntimeCudaEngine(_GpuEngine):
     hint = "pip install 'onnxruntime-gpu[cuda,cudnn]' nvidia-cublas"
 
     def _open(self, graph: Path, threads: int | None, cache: Path | None) -> None:  # noqa: ARG002 (it keeps none)
-        self._source = graph, session_options(threads)
+        options = session_options(threads)
+        self._profile = Profile(options) if self._profiled else None
+        self._source = graph, options
         self.uncaptured = ""
         try:
             self._session = self._start(*self._source, _FP32 | {"enable_cuda_graph": "1"})
@@ -147,6 +151,14 @@ class OnnxRuntimeCudaEngine(_GpuEngine):
         self._bound.clear()
         self._session = None  # before the weights are loaded again
         self._session = self._start(*self._source, _FP32)
+
+    def executed(self, faces: NDArray[np.uint8]) -> Executed:
+        """What has been computed from the first call on to one with these faces; it tells once, and no times."""
+        if self._profile is None:
+            return Executed()
+        self.run(faces)
+        profile, self._profile = self._profile, None
+        return profile.read(self._session, with_times=False)
 
     def _ask(self, faces: NDArray[np.uint8], outputs: tuple[str, ...]) -> list[NDArray[Any]]:
         try:

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from emoexport.engines.base import GraphEngine
 from emoexport.engines.cache import kept_in
+from emoexport.engines.number_types import Executed, RuntimeLayer, executed_of
 from emoexport.outcome import Outcome
 
 __all__ = ["OpenVinoEngine", "OpenVinoThroughputEngine"]
+
+_NUMBERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+"""OpenVINO's names of types, and ours."""
 
 
 class OpenVinoEngine(GraphEngine):
@@ -22,22 +26,39 @@ class OpenVinoEngine(GraphEngine):
     """
 
     backend = "openvino"
-    runtime = f"OpenVINO {ov.__version__}"
+    runtime = f"OpenVINO {ov.__version__.partition('-')[0]}"
     hint: ClassVar[str] = "LATENCY"
     """OpenVINO's name for what it is to be good at."""
 
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
-        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self.hint}
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = str(threads)
+        options = self._options(threads)
         if cache is None:
             compiled = ov.Core().compile_model(str(graph), "CPU", options)
         else:
             with kept_in(cache / self.backend, graph) as folder:
                 compiled = ov.Core().compile_model(str(graph), "CPU", {**options, "CACHE_DIR": str(folder)})
+        self._compiled = compiled
         self._lock = threading.Lock()
         streams = compiled.get_property("NUM_STREAMS")
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
+
+    def _options(self, threads: int | None) -> dict[str, str]:
+        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self.hint}
+        if self._profiled:
+            options["PERF_COUNT"] = "YES"
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        return options
+
+    def executed(self, faces: NDArray[np.uint8]) -> Executed:
+        """What its execution graph says of a call with these faces.
+
+        Source: OpenVINO's "CPU device": `runtimePrecision` and `execTimeMcs` of each node of the compiled model.
+        """
+        if not self._profiled:
+            return Executed()
+        self.run(faces)
+        return executed_of([_layer(node.get_rt_info()) for node in self._compiled.get_runtime_model().get_ops()])
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         return Outcome(*self._infer(faces, *Outcome._fields))
@@ -58,6 +79,17 @@ class OpenVinoEngine(GraphEngine):
                     request.wait()
             found = [[request.get_tensor(name).data for request in requests] for name in outputs]
             return [np.concatenate(pieces) for pieces in found]
+
+
+def _layer(told: Any) -> RuntimeLayer:
+    kind, number, time = (
+        told[name].astype(str) if name in told else "" for name in ("layerType", "runtimePrecision", "execTimeMcs")
+    )
+    return RuntimeLayer(
+        kind=kind,
+        number=_NUMBERS.get(number, ""),
+        time=float(time) if time.isdecimal() else 0.0,  # or not executed
+    )
 
 
 class OpenVinoThroughputEngine(OpenVinoEngine):

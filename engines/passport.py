@@ -1,4 +1,4 @@
-"""The passport of an engine: what it was made from, for which machine, and what was found in it.
+"""The passport of an engine: what it was made from, for which machine, what was found in it, and what was shown of it.
 
 It stands beside the engine, which stays as its runtime wrote it, and needs nothing but the standard library to be read.
 """
@@ -66,7 +66,7 @@ class Passport:
     created: str
     """UTC, ISO 8601."""
     seconds: float
-    """How long the build took."""
+    """How long the build took, or opening the graph where the runtime builds nothing ahead of time."""
     versions: dict[str, str]
     """Of what built it."""
     device: dict[str, str]
@@ -83,6 +83,8 @@ class Passport:
     """By type of number, how many layers of the engine compute in it; empty where no device could tell."""
     time_share: dict[str, float] = field(default_factory=dict)
     """The same by share of the time of one call; empty where nothing was timed."""
+    certificate: dict[str, Any] = field(default_factory=dict)
+    """What `verify` has shown, as `certificate.Certificate` has it; empty before."""
     digest: str = ""
     """SHA-256 of the passport without this field."""
 

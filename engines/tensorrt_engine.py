@@ -3,6 +3,7 @@
 import functools
 import importlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from emoexport.engines import BACKENDS, Backend
 from emoexport.engines.base import GraphEngine
 from emoexport.engines.cuda import Device, find_cuda, require_device
 from emoexport.engines.device_memory import Captured, DeviceMemory, open_device_memory
-from emoexport.engines.number_types import EngineLayer, layers_of
+from emoexport.engines.number_types import EngineLayer, Executed, layers_of, narrowest, share_of_time
 from emoexport.engines.passport import Passport, read_engine, rebuild_command
 from emoexport.errors import BadBundle, CheckFailed, MissingRuntime, WrongMachine
 from emoexport.files import write_bytes
@@ -95,13 +96,15 @@ class TensorRtEngine(GraphEngine):
 
     backend = "tensorrt"
     runtime = "TensorRT"
+    version: str
 
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:  # noqa: ARG002 (not its own)
         hint = rebuild_command(graph, self.backend, self.precision)
         passport = Passport.read(graph, hint=hint)
         device = require_device()
         self._trt = import_runtime(BACKENDS[self.backend])
-        require_this_machine(passport, self._trt.__version__, device, find_cuda().version or "0", hint=hint)
+        self.version = self._trt.__version__
+        require_this_machine(passport, self.version, device, find_cuda().version or "0", hint=hint)
         plan = read_engine(graph, passport, hint=hint)
         self._memory: DeviceMemory = open_device_memory()
         self._lock = threading.Lock()
@@ -155,6 +158,12 @@ class TensorRtEngine(GraphEngine):
             inspector.execution_context = context  # or nothing is told where shapes are not known before a call
             text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         return layers_of(text), profiler.milliseconds
+
+    def executed(self, faces: NDArray[np.uint8]) -> Executed:
+        """The narrowest type that each layer of the engine reads or puts out, and the members' time by it."""
+        layers, milliseconds = self.layers(faces)
+        counts = Counter(narrowest(layer.numbers) for layer in layers if layer.numbers)
+        return Executed(layers=dict(counts), time_share=share_of_time(layers, milliseconds))
 
     def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float]:
         """Milliseconds that a call takes to the device, in the engine, and back, as the device has them."""

@@ -24,7 +24,16 @@ from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
 from emoexport.rivals import RivalEngine, rivals_for
-from emoexport.sessions import can_open, graphs_of, noted, open_engines, open_judge, open_reference, sizes_of
+from emoexport.sessions import (
+    can_open,
+    certificate_notes,
+    graphs_of,
+    noted,
+    open_engines,
+    open_judge,
+    open_reference,
+    sizes_of,
+)
 from emoexport.speed_tables import speed_markdown
 from emoexport.throughput import EngineSpeed, Planned, SpeedReport, measure
 
@@ -154,6 +163,7 @@ def bench(
         failures=failures,
         notes=(
             *bundle.notes(graphs_of(opened)),
+            *certificate_notes(bundle, opened, sizes),
             *busy,
             *_instability(results),
             *(f"{what} failed, and was left out from there on: {why.rstrip('.')}." for what, why in failures.items()),

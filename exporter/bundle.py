@@ -7,7 +7,8 @@ build/x/
   calibration.json     ranges, method, hashes of the faces (where a precision needed them)
   tuning.json          which blocks stay in FP32, and the trials that chose them (where it was given)
   engines/*.pt2        the fold compiled for one kind of machine (where it was asked for)
-  engines/*.engine     graphs compiled by TensorRT, each with a passport of its own; not part of the manifest
+  engines/*.engine     graphs compiled by TensorRT; not part of the manifest
+  engines/*.passport.json  of every engine that was built or verified; not part of the manifest
   reports/             what verify and bench found; not part of the manifest
 """
 

@@ -10,6 +10,8 @@
         ├── BadCheckpoint             members
         └── BadBundle                 what `build` wrote
 
+`verify` ends with 6 where there is not enough evidence for a verdict: no error, and its report is written.
+
 The message says what was found and what was needed; `hint` is the next command or the next step.
 Exceptions of other libraries are mapped to these where they arise, with `raise ... from err`.
 """

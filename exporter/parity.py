@@ -1,5 +1,6 @@
-"""Parity: an engine against the reference, face by face, on labelled faces."""
+"""Parity: engines against the reference, face by face, on labelled faces."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,15 +10,17 @@ from emoexport.config import Record
 from emoexport.engines.timing import Latency
 from emoexport.evidence import Evidence, evidence_of
 from emoexport.labels import EMOTIONS
+from emoexport.metamorphic import RelationCheck
 from emoexport.outcome import Outcome
-from emoexport.precision import Tolerance
+from emoexport.precision import PRECISIONS, Tolerance
 from emoexport.statistics import Share, exact_interval
+from emoexport.verdict import Judgement, Limits, Verdict, joined, judge, worst_of
 
-__all__ = ["EngineParity", "ParityReport", "compare"]
+__all__ = ["EngineFacts", "EngineParity", "EngineReport", "ParityReport", "VerifyFacts", "compare", "conclude"]
 
 
-class EngineParity(Record):
-    """One engine on one set of rows."""
+class EngineParity(Judgement):
+    """One engine on one set of rows, judged."""
 
     engine: str
     precision: str
@@ -27,23 +30,45 @@ class EngineParity(Record):
     reference_accuracy: Share
     agreement: Share
     """Faces on which engine and reference decide the same."""
-    engine_only_right: int
-    reference_only_right: int
-    evidence: Evidence | None = None
-    """The comparison face by face; None in a report from before there was any."""
+    evidence: Evidence
+    """The comparison face by face."""
     max_difference: float
     """Of any probability of any face."""
     mean_difference: float
     tolerance: Tolerance
-    verdict: Literal["passed", "failed"]
-    failures: tuple[str, ...]
-    """What is out of tolerance, a sentence each; empty for a pass."""
 
 
-class ParityReport(Record):
-    """`reports/parity.json`."""
+class EngineFacts(Record):
+    """What was found of an engine beside its answers."""
 
-    schema_version: Literal[1] = 1
+    engine: str
+    precision: str
+    file: str
+    """That it was opened from, relative to the bundle."""
+    sha256: str
+    machine: dict[str, str]
+    """The runtime and its version, and the processor or the GPU."""
+    load_s: float
+    layers: dict[str, int]
+    """By type of number, how many layers the runtime computes in it; empty where it does not tell, as in the next."""
+    multiplications: dict[str, int]
+    """How many of these are convolutions, matrix products or attention."""
+    time_share: dict[str, float]
+    """By type of number, what part of the time of these."""
+    in_graph: dict[str, int]
+    """By type of number, how many of them the graph has."""
+    relations: tuple[RelationCheck, ...]
+    proof: Judgement
+    """On its precision: whether the runtime computes in what was asked for."""
+
+
+class EngineReport(EngineFacts, Judgement):
+    """An engine, judged by all that was found."""
+
+
+class VerifyFacts(Record):
+    """All that `verify` found but the answers: with these it can be judged again."""
+
     created: str
     bundle_digest: str
     data: str
@@ -52,16 +77,36 @@ class ParityReport(Record):
     faces: int
     skipped: int
     """Faces of the data that could not be read, in all its splits."""
-    results: tuple[EngineParity, ...]
-    batch: int
+    labels: tuple[str, ...] = EMOTIONS
+    unfit: str = ""
+    """Why these faces can show nothing of new ones; empty if they can."""
+    engines: tuple[EngineFacts, ...]
+    batches: tuple[int, ...]
+    """Numbers of faces in a call at which the relations were checked; all faces were answered at the largest."""
     latency: dict[str, Latency]
-    """Of a call with `batch` faces, interleaved, by engine; `torch-fp32` is the reference loop."""
+    """Of a call with as many faces as the largest, interleaved, by engine; `torch-fp32` is the reference loop."""
     size_bytes: dict[str, int]
     """Of a graph, by precision; of a package, by engine."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know."""
     machine: dict[str, str]
-    verdict: Literal["passed", "failed"]
+
+
+class ParityReport(VerifyFacts):
+    """`reports/parity.json`."""
+
+    schema_version: Literal[2] = 2
+    limits: Limits
+    engines: tuple[EngineReport, ...]
+    results: tuple[EngineParity, ...]
+    """Of every engine on every set of rows."""
+    verdict: Verdict
+    """The worst of the engines that are judged."""
+
+    @property
+    def batch(self) -> int:
+        """The number of faces in the calls that were timed."""
+        return max(self.batches)
 
 
 def compare(
@@ -71,7 +116,7 @@ def compare(
     *,
     name: str,
     precision: str,
-    tolerance: Tolerance,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
     labels: tuple[str, ...] = EMOTIONS,
     rows: str = "all",
 ) -> EngineParity:
@@ -83,39 +128,101 @@ def compare(
         truth: true labels, `(N,)`.
         name: of the engine.
         precision: of its graph.
-        tolerance: of that precision.
+        limits: how much worse it may be.
         labels: the emotions, by index.
         rows: which rows these are.
     """
     difference = np.abs(engine.probabilities.astype(np.float64) - reference.probabilities)
-    right, reference_right = engine.label == truth, reference.label == truth
-    same = engine.label == reference.label
-    largest = float(difference.max()) if np.isfinite(difference).all() else float("inf")
-    mean = float(difference.mean()) if np.isfinite(difference).all() else float("inf")
-    drop = float(reference_right.mean() - right.mean())
-    failures = []
-    if not largest <= tolerance.max_difference:
-        failures.append(f"a probability differs by {largest:.2g}; at most {tolerance.max_difference:g}")
-    if not mean <= tolerance.mean_difference:
-        failures.append(f"probabilities differ by {mean:.2g} on average; at most {tolerance.mean_difference:g}")
-    if same.mean() < tolerance.min_agreement:
-        failures.append(f"{same.mean():.2%} of the labels agree; at least {tolerance.min_agreement:.1%}")
-    if drop > tolerance.max_drop:
-        failures.append(f"accuracy drops by {100 * drop:.2f} points; at most {100 * tolerance.max_drop:g}")
+    finite = bool(np.isfinite(difference).all())
+    largest, mean = (float(value) if finite else float("inf") for value in (difference.max(), difference.mean()))
+    tolerance = PRECISIONS[precision].tolerance
     evidence = evidence_of(engine, reference, truth, labels)
+    found = joined([judge(evidence, limits), *_beyond(largest, mean, tolerance)])
     return EngineParity(
+        **dict(found),
         engine=name,
         precision=precision,
         rows=rows,
-        accuracy=Share.of(right),
-        reference_accuracy=Share.of(reference_right),
-        agreement=Share.of(same, exact_interval),
-        engine_only_right=evidence.engine_only_right,
-        reference_only_right=evidence.reference_only_right,
+        accuracy=Share.of(engine.label == truth),
+        reference_accuracy=Share.of(reference.label == truth),
+        agreement=Share.of(engine.label == reference.label, exact_interval),
         evidence=evidence,
         max_difference=largest,
         mean_difference=mean,
         tolerance=tolerance,
-        verdict="failed" if failures else "passed",
-        failures=tuple(failures),
     )
+
+
+def conclude(
+    facts: VerifyFacts,
+    answers: Mapping[str, Outcome],
+    reference: Outcome,
+    truth: NDArray[np.int64],
+    rows: Mapping[str, NDArray[np.bool_]],
+    limits: Limits,
+) -> ParityReport:
+    """Judge engines by their answers and by all else that was found.
+
+    Args:
+        facts: all else.
+        answers: by engine, about N faces.
+        reference: the reference's.
+        truth: true labels, `(N,)`.
+        rows: sets of rows, by name, each a mask `(N,)`.
+        limits: how much worse than the reference an engine may be.
+    """
+    results = [
+        compare(
+            answers[engine.engine].take(mask),
+            reference.take(mask),
+            truth[mask],
+            name=engine.engine,
+            precision=engine.precision,
+            limits=limits,
+            labels=facts.labels,
+            rows=name,
+        )
+        for engine in facts.engines
+        for name, mask in rows.items()
+    ]
+    engines = [
+        _judged(engine, [result for result in results if result.engine == engine.engine], facts.unfit)
+        for engine in facts.engines
+    ]
+    told = {name: getattr(facts, name) for name in VerifyFacts.model_fields if name != "engines"}
+    return ParityReport(
+        **told, limits=limits, engines=tuple(engines), results=tuple(results), verdict=worst_of(engines)
+    )
+
+
+def _judged(engine: EngineFacts, results: Sequence[EngineParity], unfit: str) -> EngineReport:
+    """By its answers on every set of rows, the relations, and the types it computes in."""
+    parts = [_of_rows(result) for result in results]
+    broken = [check for check in engine.relations if not check.holds]
+    reasons = tuple(
+        f"rows are not independent at batch {check.batch}, '{check.relation}': a probability differs by "
+        f"{check.largest_difference:.2g}; at most {check.allowed:g}"
+        for check in broken
+    )
+    parts += [Judgement(verdict="failed", reasons=reasons)] if broken else []
+    if unfit:
+        parts.append(Judgement(verdict="not enough evidence", reasons=(unfit,)))
+    found = joined([*parts, engine.proof])
+    if engine.proof.verdict == "not judged" and found.verdict != "failed":
+        found = engine.proof
+    return EngineReport(**dict(engine), **dict(found))
+
+
+def _of_rows(result: EngineParity) -> Judgement:
+    reasons = tuple(f"{result.rows} rows: {reason}" for reason in result.reasons)
+    return Judgement(verdict=result.verdict, reasons=reasons, faces_needed=result.faces_needed)
+
+
+def _beyond(largest: float, mean: float, tolerance: Tolerance) -> list[Judgement]:
+    """What rounding to a precision does not explain."""
+    reasons = []
+    if not largest <= tolerance.max_difference:
+        reasons.append(f"a probability differs by {largest:.2g}; at most {tolerance.max_difference:g}")
+    if not mean <= tolerance.mean_difference:
+        reasons.append(f"probabilities differ by {mean:.2g} on average; at most {tolerance.mean_difference:g}")
+    return [Judgement(verdict="failed", reasons=tuple(reasons))] if reasons else []

@@ -1,4 +1,4 @@
-"""Where the stages meet: a run becomes a bundle, a bundle is verified."""
+"""Where the stages meet: a run becomes a bundle."""
 
 import functools
 import os
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry, GateEntry, Manifest
@@ -25,8 +24,7 @@ from emoexport.calibration import (
 from emoexport.clock import timestamp
 from emoexport.compiled import compile_fold, require_compiler
 from emoexport.decision import Decision
-from emoexport.engines.machine import describe_machine, versions_of
-from emoexport.engines.timing import interleave, latency_of
+from emoexport.engines.machine import versions_of
 from emoexport.entries import graph_entry, member_entries, view_entry
 from emoexport.errors import BadCheckpoint, BadData, UsageError
 from emoexport.files import new_directory, sha256_of, write_text
@@ -34,21 +32,17 @@ from emoexport.fold import Fold
 from emoexport.gate import GATE_FACES, judge_graphs
 from emoexport.half import Kept
 from emoexport.layout import export_in_layout
-from emoexport.parity import ParityReport, compare
-from emoexport.parity_tables import parity_markdown
 from emoexport.passes import Choice, pass_weights
 from emoexport.precision import PRECISIONS, Precision, precisions_named
-from emoexport.progress import progress_bar
 from emoexport.quantize import feeds_of
 from emoexport.rewrites import prepare_members
-from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
-from emoexport.sessions import graphs_of, noted, open_engines, open_judge, open_reference, sizes_of
+from emoexport.run_faces import validation_faces
 from emoexport.train.checkpoint import FittedDecision, MemberRecord, RunRecord, load_members, read_run
 from emoexport.train.dataset import Faces
 from emoexport.tuning import TUNING_FILE, nodes_left, read_tuning
 from emoexport.views import coinciding, views_named
 
-__all__ = ["build", "verify"]
+__all__ = ["build"]
 
 
 def build(
@@ -261,95 +255,3 @@ def _require_one_kind(run: Path, record: RunRecord, decision: Decision, member: 
             raise BadCheckpoint(
                 f"{run}: {name} {found}; its members have {needed}.", hint="restore the run's files, or train again"
             )
-
-
-def verify(
-    bundle: Bundle,
-    *,
-    data: str | None = None,
-    split: str | None = None,
-    engines: list[str] | None = None,
-    precisions: list[str] | None = None,
-    run: Path | None = None,
-    limit: int | None = None,
-    batch: int = 16,
-    rounds: int = 10,
-    threads: int | None = None,
-    cache: Path | None = None,
-    label_order: str | None = None,
-    skip_bad: bool = False,
-    console: Console,
-) -> ParityReport:
-    """Compare every engine with the reference on labelled faces, and write `reports/parity.json` and `.md`.
-
-    Args:
-        bundle: the bundle.
-        data: where the faces are; None for where the run read them.
-        split: which split; None for the one meant for testing.
-        engines: names of backends; None for all that are installed.
-        precisions: None for all of the bundle.
-        run: where the run is now, if it was moved.
-        limit: use this many faces only, drawn at random.
-        batch: faces in a call.
-        rounds: counted calls for the times.
-        threads: how many each runtime may use.
-        cache: where runtimes that can keep what they compile.
-        label_order: what numbered labels mean; None for what they meant to the run.
-        skip_bad: leave out faces that cannot be read.
-        console: where progress is shown.
-    """
-    batch = min(batch, bundle.manifest.max_batch)
-    reference, where, record = open_reference(bundle, run)
-    opened = open_engines(
-        bundle, engines=engines, precisions=precisions, threads=threads, cache=cache, note=noted(console)
-    )
-    batch = min([batch, *(engine.max_batch for engine in opened)])
-    dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
-    split = split or dataset.evaluation_split()
-    faces, row_sets = drawn_faces(dataset, split, limit)
-    describe_faces(dataset, split, record, console)
-    judge = open_judge(bundle, reference, threads)
-    with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
-        wanted = reference.run(faces.images, progress=advance)
-    results = []
-    for engine in opened:
-        with progress_bar(console, engine.name, len(faces)) as advance:
-            found = engine.run_all(faces.images, batch_size=batch, progress=advance)
-        for name, mask in row_sets.items():
-            results.append(
-                compare(
-                    found.take(mask),
-                    wanted.take(mask),
-                    faces.labels[mask],
-                    name=engine.name,
-                    precision=engine.precision,
-                    tolerance=PRECISIONS[engine.precision].tolerance,
-                    labels=bundle.manifest.labels,
-                    rows=name,
-                )
-            )
-    some = np.resize(faces.images, (batch, *bundle.manifest.face_shape))
-    with progress_bar(console, "timing, all in turn", rounds + 2) as advance:
-        samples = interleave(
-            {engine.name: functools.partial(engine.run, some) for engine in (judge, *opened)},
-            rounds=rounds,
-            progress=advance,
-        )
-    report = ParityReport(
-        created=timestamp(),
-        bundle_digest=bundle.manifest.digest,
-        data=data_name(dataset.source),
-        split=split,
-        data_sha256=faces.sha256(),
-        faces=len(faces),
-        skipped=len(dataset.skipped),
-        results=tuple(results),
-        batch=batch,
-        latency={name: latency_of(times) for name, times in samples.items()},
-        size_bytes=sizes_of(bundle),
-        notes=bundle.notes(graphs_of(opened)),
-        machine=describe_machine(),
-        verdict="passed" if all(result.verdict == "passed" for result in results) else "failed",
-    )
-    bundle.write_report("parity", report, parity_markdown(report))
-    return report

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS, Backend, open_engine
-from emoexport.engines.number_types import narrowest, share_of_time
 from emoexport.engines.passport import Passport, passport_of, rebuild_command
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, is_weakly_typed, require_builder
 from emoexport.engines.tensorrt_engine import TensorRtEngine
@@ -171,9 +169,8 @@ def _proven(bundle: Bundle, backend: Backend, engine: Path, passport: Passport, 
         return passport
     assert isinstance(session, TensorRtEngine)
     with contextlib.closing(session):
-        layers, milliseconds = session.layers(faces)
-    by_time = share_of_time(layers, milliseconds)
-    counts = Counter(narrowest(layer.numbers) for layer in layers if layer.numbers)
+        executed = session.executed(faces)
+    by_time = executed.time_share
     share = by_time.get(row.number, 0.0)
     if not by_time:
         said = f"{engine.name}: its time could not be told apart by layers."
@@ -184,6 +181,6 @@ def _proven(bundle: Bundle, backend: Backend, engine: Path, passport: Passport, 
             f"{row.min_share:.0%}; found are {', '.join(f'{each} {part:.0%}' for each, part in by_time.items())}.",
             hint="another precision, or another version of the runtime",
         )
-    proven = dataclasses.replace(passport, engine=dict(counts), time_share=by_time)
+    proven = dataclasses.replace(passport, engine=executed.layers, time_share=by_time)
     proven.write(engine)
     return proven

@@ -101,16 +101,22 @@ def data_name(source: str) -> str:
     return source if is_synthetic(source) else Path(os.path.abspath(source)).name  # noqa: PTH100 (a link keeps its name)
 
 
-def describe_faces(dataset: DataSet, split: str, record: RunRecord, console: Console) -> None:
-    """Say what was read, and warn where the members were made with the faces that are to judge them."""
+def describe_faces(dataset: DataSet, split: str, record: RunRecord, console: Console) -> str:
+    """Say what was read; and, as is returned too, why it can show nothing of how members do on new faces, if so."""
     for line in dataset.summary():
         console.print(line, highlight=False, soft_wrap=True)
-    if split in ("train", "validation") and _is_training_data(dataset, record):
-        console.print(
-            f"The members were made with the split '{split}': its accuracy says nothing of new faces.",
-            style="yellow",
-            soft_wrap=True,
-        )
+    unfit = _unfit_because(dataset, split, record)
+    if unfit:
+        console.print(f"{unfit[0].upper()}{unfit[1:]}.", style="yellow", soft_wrap=True)
+    return unfit
+
+
+def _unfit_because(data: DataSet, split: str, record: RunRecord) -> str:
+    if split in ("train", "validation") and _is_training_data(data, record):
+        return f"the members were made with the split '{split}': its accuracy says nothing of new faces"
+    if is_synthetic(data.source) and not is_synthetic(record.data.source):
+        return "these faces are drawn, and the members were trained on others: they say nothing of those"
+    return ""
 
 
 def _is_training_data(data: DataSet, record: RunRecord) -> bool:

@@ -10,7 +10,9 @@ from emoexport.bundle import Bundle
 from emoexport.compiled import require_this_machine
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
-from emoexport.engines.passport import passports_in
+from emoexport.engines.certificate import read_certificate
+from emoexport.engines.machine import describe_machine
+from emoexport.engines.passport import Passport, passports_in
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadCheckpoint, EmoexportError, MissingRuntime, WrongMachine
 from emoexport.prebuilt import built_engine
@@ -19,7 +21,19 @@ from emoexport.reference import Reference
 from emoexport.train.checkpoint import RunRecord, load_members, read_run
 from emoexport.views import views_named
 
-__all__ = ["can_open", "graphs_of", "noted", "open_engines", "open_judge", "open_reference", "run_of", "sizes_of"]
+__all__ = [
+    "can_open",
+    "certificate_notes",
+    "graphs_of",
+    "noted",
+    "open_engines",
+    "open_judge",
+    "open_reference",
+    "origin_of",
+    "run_of",
+    "sizes_of",
+    "where_it_runs",
+]
 
 
 def run_of(bundle: Bundle, run: Path | None = None) -> tuple[Path, RunRecord]:
@@ -91,6 +105,7 @@ def open_engines(
     precisions: list[str] | None = None,
     threads: int | None = None,
     cache: Path | None = None,
+    profiled: bool = False,
     note: Callable[[str], object] = lambda _: None,
 ) -> list[Engine]:
     """Open every graph of a bundle with every runtime, and what was compiled for this machine.
@@ -102,6 +117,7 @@ def open_engines(
         precisions: None for all of the bundle.
         threads: how many each runtime may use.
         cache: where runtimes that can keep what they compile.
+        profiled: whether they are to tell what they execute.
         note: told why an engine that nobody named is left out: its runtime lacks something after all, or it was built
             for another machine.
 
@@ -111,6 +127,7 @@ def open_engines(
         WrongMachine: if an engine that was named was built for another machine.
     """
     limits: dict[str, Any] = {"face_shape": bundle.manifest.face_shape, "max_batch": bundle.manifest.max_batch}
+    limits |= {"threads": threads, "cache": cache, "profiled": profiled}
     opened: list[Engine] = []
     has_file: set[str] = set()
     backends = [row for row in backends_named(engines) if engines or device in (None, row.device)]
@@ -121,7 +138,7 @@ def open_engines(
                 if file is None:
                     continue
                 has_file.add(backend.name)
-                opened.append(open_engine(backend, file, precision=precision, threads=threads, cache=cache, **limits))
+                opened.append(open_engine(backend, file, precision=precision, **limits))
             except (MissingRuntime, WrongMachine) as err:
                 if engines:
                     raise
@@ -154,6 +171,61 @@ def can_open(bundle: Bundle, backend: Backend, precision: str) -> str:
 def sizes_of(bundle: Bundle) -> dict[str, int]:
     """Bytes of each graph with its weights, by precision, and of what was built of them, by name of the engine."""
     return bundle.sizes() | {name: passport.bytes for name, passport in passports_in(bundle.path).items()}
+
+
+def origin_of(bundle: Bundle, engine: Engine) -> tuple[str, str]:
+    """What an engine of a bundle was opened from: the file, relative to the bundle, and its SHA-256.
+
+    That of a graph is followed by that of its weights, where they stand beside it.
+    """
+    backend, manifest = BACKENDS[engine.backend], bundle.manifest
+    if not backend.built_from:
+        return manifest.graphs[engine.precision].file, bundle.graph_sha256(engine.precision)
+    if backend.built_from == "fold":
+        file = manifest.engines[engine.name].file
+        return file, manifest.files[file].sha256
+    file = f"engines/{engine.name}.engine"
+    return file, Passport.read(bundle.path / file).sha256
+
+
+def where_it_runs(engine: Engine) -> dict[str, str]:
+    """The runtime of an engine with its version, and the processor, or the GPU and its driver."""
+    runtime = " ".join(filter(None, [getattr(engine, "runtime", ""), getattr(engine, "version", "")]))
+    machine = describe_machine()
+    names = ("gpu", "kernel_driver") if BACKENDS[engine.backend].device == "cuda" else ("processor",)
+    return {"runtime": runtime, **{name: machine[name] for name in names if name in machine}}
+
+
+def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequence[int]) -> list[str]:
+    """What a user of these engines must know of their certificates, a sentence each; none where all is certified.
+
+    Args:
+        bundle: the bundle.
+        opened: engines of it.
+        batches: the numbers of faces in a call that they are to be used with.
+    """
+    missing, stale, others, untried = [], [], [], []
+    for engine in opened:
+        found = read_certificate(bundle.path, engine.name)
+        if found is None:
+            missing.append(engine.name)
+        elif why := found.stale_because(origin_of(bundle, engine)[1], where_it_runs(engine)):
+            stale.append(f"{engine.name} ({why})")
+        elif found.verdict != "certified":
+            others.append(f"{engine.name} ({found.verdict})")
+        elif batches_left := found.lacks(batches):
+            untried.append(f"{engine.name} ({', '.join(map(str, batches_left))})")
+    again = f"Next: emoexport verify {bundle.path}"
+    return [
+        f"{title}: {', '.join(names)}. {hint}"
+        for title, names, hint in (
+            ("No certificate", missing, again),
+            ("Their certificates are stale", stale, again),
+            ("Not certified", others, f"Why: {bundle.path / 'reports' / 'parity.md'}"),
+            ("Certified, but not for these batches", untried, again + " --batch N"),
+        )
+        if names
+    ]
 
 
 def graphs_of(opened: Sequence[Engine]) -> set[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import beta, binomtest, norm
 
 from emoexport.config import Record
 
@@ -15,6 +15,7 @@ __all__ = [
     "basic_interval",
     "changed",
     "exact_bound",
+    "exact_floor",
     "exact_interval",
     "mcnemar_p",
     "paired_bound",
@@ -49,12 +50,17 @@ def exact_interval(count: int, total: int, *, level: float = 0.95) -> tuple[floa
     return float(interval.low), float(interval.high)
 
 
-def exact_bound(count: int, total: int, *, level: float = 0.95) -> float:
+def exact_bound(count: float, total: float, *, level: float = 0.95) -> float:
     """Upper bound on a share near 0, such as that of labels that changed, one-sided.
 
-    Source: Clopper and Pearson 1934, as `scipy.stats.binomtest(..., alternative="less")`.
+    Source: Clopper and Pearson 1934, as quantiles of beta distributions, which take counts between whole ones too.
     """
-    return float(binomtest(count, total, alternative="less").proportion_ci(confidence_level=level, method="exact").high)
+    return float(beta.ppf(level, count + 1, total - count)) if count < total else 1.0
+
+
+def exact_floor(count: float, total: float, *, level: float = 0.95) -> float:
+    """Lower bound on the same, one-sided."""
+    return 1 - exact_bound(total - count, total, level=level)
 
 
 def mcnemar_p(mended: int, broken: int) -> float:
@@ -88,7 +94,7 @@ class Share(Estimate):
         return cls(value=round(count / total, 6), low=round(low, 6), high=round(high, 6), n=total)
 
 
-def paired_interval(mended: int, broken: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
+def paired_interval(mended: float, broken: float, total: float, *, level: float = 0.95) -> tuple[float, float]:
     """Two-sided interval on the difference of two accuracies on the same faces.
 
     All differences that a score test does not reject; it excludes 0 exactly where McNemar's test does. Like every

@@ -12,6 +12,7 @@ from emoexport.engines.base import Engine
 from emoexport.engines.passport import passport_of
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError, WrongMachine
+from emoexport.metamorphic import RELATIONS, check_relations
 from emoexport.precision import PRECISIONS
 
 CASES = [
@@ -105,18 +106,10 @@ def slack_of(engine: Engine) -> float:
     return 1e-6 if engine.precision == "fp32" else 2e-3
 
 
-@pytest.mark.parametrize("count", BATCHES)
-def test_rows_do_not_depend_on_their_neighbours(engine, faces, count):
-    """Identical rows, permuted rows and other batch sizes give the same answers."""
-    slack = slack_of(engine)
-    some = faces[0][:count]
-    together = engine.run(some).probabilities
-    alone = np.concatenate([engine.run(face[None]).probabilities for face in some])
-    assert np.abs(together - alone).max() <= slack
-    order = np.random.default_rng(0).permutation(count)
-    assert np.abs(engine.run(some[order]).probabilities - together[order]).max() <= slack
-    same = engine.run(np.repeat(some[:1], count, axis=0)).probabilities
-    assert np.abs(same - same[0]).max() <= slack
+def test_rows_are_independent_at_every_batch_size(engine, faces):
+    checks = check_relations(engine, faces[0], BATCHES, allowed=slack_of(engine), symmetric=True)
+    assert {(check.relation, check.batch) for check in checks} == {(name, n) for name in RELATIONS for n in BATCHES}
+    assert [check for check in checks if not check.holds] == []
 
 
 def test_sizes_that_alternate_leave_each_other_alone(engine, faces):
@@ -125,21 +118,6 @@ def test_sizes_that_alternate_leave_each_other_alone(engine, faces):
     for count in (3, 5, 3, 3, 5, 3, 5, 5):
         found = engine.run(faces[0][count : 2 * count]).probabilities
         assert np.abs(found - wanted[count]).max() <= slack_of(engine)
-
-
-@pytest.mark.parametrize("fill", [0, 255])
-@pytest.mark.parametrize("count", BATCHES)
-def test_rows_that_pad_a_batch_leak_nothing(engine, faces, count, fill):
-    some = faces[0][:count]
-    padded = np.concatenate([some, np.full((17 - count, *some.shape[1:]), fill, dtype=np.uint8)])
-    found, wanted = engine.run(padded).probabilities[:count], engine.run(some).probabilities
-    assert np.abs(found - wanted).max() <= slack_of(engine)
-
-
-@pytest.mark.parametrize("count", BATCHES)
-def test_a_mirrored_face_gets_the_same_vote(engine, faces, count):
-    straight, mirrored = engine.run(faces[0][:count]), engine.run(np.ascontiguousarray(faces[0][:count, :, ::-1]))
-    assert np.abs(straight.probabilities - mirrored.probabilities).max() <= slack_of(engine)
 
 
 def test_a_copy_of_the_file_opened_again_gives_the_same(opened, faces, tmp_path):

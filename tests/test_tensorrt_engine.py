@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from fake_tensorrt import VERSIONS, FakeDevice, FakeDriver, make_8_6, make_module
 
-from emoexport import pipeline, prebuilt, sessions
+from emoexport import certification, prebuilt, sessions
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS, backends_named, cuda, open_engine, tensorrt_engine
+from emoexport.engines.certificate import read_certificate
 from emoexport.engines.passport import Passport, passport_of, passports_in
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine
 from emoexport.engines.tensorrt_engine import TensorRtEngine
 from emoexport.errors import BadBundle, BadInput, CheckFailed, MissingRuntime, UsageError, WrongMachine
+from emoexport.verdict import Limits
 
 SHAPE = (32, 32, 1)
 FULL = "tensorrt-11.4.0"
@@ -519,7 +521,7 @@ def test_a_rebuild_that_fails_leaves_the_engine_that_worked(runtime, bundle, qui
     mine = linked(bundle, tmp_path / "x")
     prebuilt.build_engines(mine, [BACKENDS["tensorrt"]], ["fp16"], BuilderSettings(), console=quiet)
     before = (mine.path / "engines/tensorrt-fp16.engine").read_bytes()
-    monkeypatch.setattr(prebuilt, "share_of_time", lambda *_: {"fp32": 1.0})
+    monkeypatch.setattr(tensorrt_engine, "share_of_time", lambda *_: {"fp32": 1.0})
     with pytest.raises(CheckFailed):
         prebuilt.build_engines(mine, [BACKENDS["tensorrt"]], ["fp16"], BuilderSettings(max_batch=32), console=quiet)
     assert (mine.path / "engines/tensorrt-fp16.engine").read_bytes() == before
@@ -552,11 +554,17 @@ def test_an_engine_of_another_graph_is_refused(runtime, bundle, quiet, tmp_path)
 def test_verify_takes_them_like_any_other(runtime, bundle, run_dir, quiet, tmp_path):
     mine = linked(bundle, tmp_path / "x")
     prebuilt.build_engines(mine, [BACKENDS["tensorrt"]], ["fp32"], BuilderSettings(), console=quiet)
-    report = pipeline.verify(
-        mine, data="synthetic:140", run=run_dir, engines=["tensorrt"], rounds=2, limit=20, console=quiet
+    loose = Limits(max_drop_points=20, max_disagreement_pct=20)
+    report = certification.verify(
+        mine, data="synthetic:140", run=run_dir, engines=["tensorrt"], limits=loose, rounds=2, limit=20, console=quiet
     )
     assert {result.engine for result in report.results} == {"tensorrt-fp32"}
-    assert report.verdict == "passed"
+    assert report.verdict == "certified", [engine.reasons for engine in report.engines]
+    certificate = read_certificate(mine.path, "tensorrt-fp32")
+    assert certificate.verdict == "certified"
+    assert certificate.engine_sha256 == Passport.read(mine.path / "engines" / "tensorrt-fp32.engine").sha256
+    assert certificate.machine["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert sessions.certificate_notes(mine, sessions.open_engines(mine, engines=["tensorrt"]), [1]) == []
 
 
 def test_without_a_device_nothing_of_the_runtime_is_touched(bundle, tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""The certificate of an engine: what `verify` has shown of it, where, and with what. It stands in its passport.
+
+It needs nothing but the standard library to be read, so that whatever loads an engine can ask for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emoexport.engines.passport import Passport, passport_of
+from emoexport.errors import BadBundle
+
+__all__ = ["Certificate", "read_certificate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """A verdict, and all that it holds for."""
+
+    verdict: str
+    """`certified`, `failed`, `not enough evidence` or `not judged`."""
+    reasons: list[str]
+    """Of another verdict than `certified`, a sentence each, without its point."""
+    created: str
+    """UTC, ISO 8601."""
+    engine_sha256: str
+    """Of the file that the engine was opened from, and of its weights where they are a file of their own."""
+    machine: dict[str, str]
+    """The runtime and its version, and the processor or the GPU."""
+    batches: list[int]
+    """Numbers of faces in a call."""
+    data: str
+    split: str
+    data_sha256: str
+    """Of the faces and their labels."""
+    faces: int
+    max_drop_points: float
+    """The limits: points of accuracy that may be lost, and in the next labels that may differ."""
+    max_disagreement_pct: float
+    bound_points: float
+    """What was found, one-sided at 95 %: accuracy is no more than this below the reference; and labels that differ."""
+    disagreement_bound_pct: float
+    multiplies_in: dict[str, float]
+    """By type of number, what part of the multiplications; empty where the runtime does not tell."""
+
+    def stale_because(self, engine_sha256: str, machine: Mapping[str, str]) -> str:
+        """Why it says nothing of an engine on a machine; empty if it does."""
+        if engine_sha256 != self.engine_sha256:
+            return "it is of another file"
+        for name, value in self.machine.items():
+            if machine.get(name) != value:
+                return f"it is for the {name} {value}; here is {machine.get(name, 'none')}"
+        return ""
+
+    def lacks(self, batches: Sequence[int]) -> list[int]:
+        """Those numbers of faces in a call that were not tried."""
+        return [batch for batch in batches if batch not in self.batches]
+
+
+def read_certificate(bundle: Path, engine: str) -> Certificate | None:
+    """The certificate of an engine of a bundle, by the engine's name; None if it has none that can be read."""
+    file = bundle / "engines" / engine
+    if not passport_of(file).exists():
+        return None
+    try:
+        found = Passport.read(file).certificate
+        return Certificate(**found) if found else None
+    except (BadBundle, TypeError):  # changed after it was written, or of another version
+        return None

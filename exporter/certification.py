@@ -1,0 +1,302 @@
+"""Where a bundle is verified: engines against the reference, on labelled faces, to a certificate each."""
+
+import dataclasses
+import functools
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from emoexport.bundle import Bundle
+from emoexport.clock import timestamp
+from emoexport.engines import BACKENDS
+from emoexport.engines.base import Engine
+from emoexport.engines.certificate import Certificate
+from emoexport.engines.machine import describe_machine, versions_of
+from emoexport.engines.passport import Passport
+from emoexport.engines.timing import interleave, latency_of
+from emoexport.errors import BadData, UsageError
+from emoexport.metamorphic import check_relations
+from emoexport.parity import EngineFacts, EngineReport, ParityReport, VerifyFacts
+from emoexport.parity_tables import parity_markdown
+from emoexport.precision import PRECISIONS
+from emoexport.precision_proof import prove
+from emoexport.progress import progress_bar
+from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
+from emoexport.saved_answers import SavedAnswers
+from emoexport.sessions import (
+    graphs_of,
+    noted,
+    open_engines,
+    open_judge,
+    open_reference,
+    origin_of,
+    sizes_of,
+    where_it_runs,
+)
+from emoexport.summary import summarize
+from emoexport.verdict import Limits
+
+__all__ = ["ANSWERS", "BATCHES", "judge_again", "verify"]
+
+ANSWERS = "reports/answers.npz"
+"""Of a bundle, where what engines and reference said is kept."""
+
+BATCHES = (1, 16)
+"""Numbers of faces in a call, if none is named."""
+
+_ROUNDING = 2e-3
+"""What one face's probabilities may differ by in another batch: other kernels round otherwise, below FP32 in steps."""
+
+_NUMBERS = {
+    "FLOAT": "fp32",
+    "FLOAT16": "fp16",
+    "BFLOAT16": "bf16",
+    "INT8": "int8",
+    "UINT8": "int8",
+    "FLOAT8E4M3FN": "fp8",
+}
+"""ONNX's names of types, and ours."""
+
+
+def verify(
+    bundle: Bundle,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    engines: list[str] | None = None,
+    precisions: list[str] | None = None,
+    run: Path | None = None,
+    limit: int | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    batches: Sequence[int] | None = None,
+    rounds: int = 10,
+    threads: int | None = None,
+    cache: Path | None = None,
+    label_order: str | None = None,
+    skip_bad: bool = False,
+    console: Console,
+) -> ParityReport:
+    """Hold every engine against the reference on labelled faces.
+
+    It writes `reports/parity.json` and `.md`, `reports/answers.npz` to judge them again, and each engine's certificate.
+
+    Args:
+        bundle: the bundle.
+        data: where the faces are; None for where the run read them.
+        split: which split; None for the one meant for testing.
+        engines: names of backends; None for all that are installed.
+        precisions: None for all of the bundle.
+        run: where the run is now, if it was moved.
+        limit: use this many faces only, drawn at random.
+        limits: how much worse than the reference an engine may be.
+        batches: numbers of faces in a call: rows are checked to be independent at each, and all faces are answered at
+            the largest. None for 1 and 16, as far as the engines take them.
+        rounds: counted calls for the times.
+        threads: how many each runtime may use.
+        cache: where runtimes that can keep what they compile.
+        label_order: what numbered labels mean; None for what they meant to the run.
+        skip_bad: leave out faces that cannot be read.
+        console: where progress is shown.
+
+    Raises:
+        UsageError: if an engine takes no such batch.
+    """
+    reference, where, record = open_reference(bundle, run)
+    selection: dict[str, Any] = {"engines": engines, "precisions": precisions}
+    opened = open_engines(bundle, **selection, threads=threads, cache=cache, profiled=True, note=noted(console))
+    sizes = _sizes(bundle, opened, batches)
+    dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
+    split = split or dataset.evaluation_split()
+    faces, rows = drawn_faces(dataset, split, limit)
+    unfit = describe_faces(dataset, split, record, console)
+    judge = open_judge(bundle, reference, threads)
+    with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
+        wanted = reference.run(faces.images, progress=advance)
+    some = np.resize(faces.images, (sizes[-1], *bundle.manifest.face_shape))
+    facts = _facts_of(bundle, opened, some, sizes, precisions or ())
+    answers = {}
+    for engine in opened:
+        with progress_bar(console, engine.name, len(faces)) as advance:
+            answers[engine.name] = engine.run_all(faces.images, batch_size=sizes[-1], progress=advance)
+    with progress_bar(console, "timing, all in turn", rounds + 2) as advance:
+        calls = {engine.name: functools.partial(engine.run, some) for engine in (judge, *opened)}
+        samples = interleave(calls, rounds=rounds, progress=advance)
+    saved = SavedAnswers(
+        facts=VerifyFacts(
+            created=timestamp(),
+            bundle_digest=bundle.manifest.digest,
+            data=data_name(dataset.source),
+            split=split,
+            data_sha256=faces.sha256(),
+            faces=len(faces),
+            skipped=len(dataset.skipped),
+            labels=bundle.manifest.labels,
+            unfit=unfit,
+            engines=facts,
+            batches=tuple(sizes),
+            latency={name: latency_of(times) for name, times in samples.items()},
+            size_bytes=sizes_of(bundle),
+            notes=bundle.notes(graphs_of(opened)),
+            machine=describe_machine(),
+        ),
+        answers=answers,
+        reference=wanted,
+        truth=faces.labels,
+        rows=rows,
+    )
+    saved.write(bundle.path / ANSWERS)
+    return _report(bundle, saved, limits)
+
+
+def judge_again(answers: Path, limits: Limits, bundle: Bundle | None = None) -> ParityReport:
+    """Judge saved answers by other limits; nothing is run.
+
+    Args:
+        answers: what `verify` saved.
+        limits: how much worse than the reference an engine may be.
+        bundle: where the report and the certificates are to be written; None for nowhere.
+
+    Raises:
+        BadData: if they are no saved answers, or those of another bundle.
+    """
+    saved = SavedAnswers.read(answers)
+    if bundle is None:
+        return saved.judged(limits)
+    if saved.facts.bundle_digest != bundle.manifest.digest:
+        raise BadData(
+            f"{answers} is of the bundle {saved.facts.bundle_digest[:16]}…; {bundle.path} is "
+            f"{bundle.manifest.digest[:16]}….",
+            hint=f"emoexport verify {bundle.path}, or leave the bundle out to judge without writing",
+        )
+    return _report(bundle, saved, limits)
+
+
+def _report(bundle: Bundle, saved: SavedAnswers, limits: Limits) -> ParityReport:
+    report = saved.judged(limits)
+    bundle.write_report("parity", report, parity_markdown(report))
+    for engine in report.engines:
+        _certify(bundle, report, engine)
+    return report
+
+
+def _sizes(bundle: Bundle, opened: Sequence[Engine], batches: Sequence[int] | None) -> list[int]:
+    most = min([bundle.manifest.max_batch, *(engine.max_batch for engine in opened)])
+    if batches and max(batches) > most:
+        raise UsageError(
+            f"found --batch {max(batches)}; the engines of {bundle.path} take up to {most} faces in a call.",
+            hint=f"--batch {most}",
+        )
+    return sorted({min(batch, most) for batch in batches or BATCHES})
+
+
+def _facts_of(
+    bundle: Bundle, opened: Sequence[Engine], some: NDArray[np.uint8], batches: Sequence[int], named: Sequence[str]
+) -> tuple[EngineFacts, ...]:
+    graphs = summarize(bundle).graphs
+    in_graph = {
+        name: dict(sum((Counter({_NUMBERS.get(kind, kind): of.layers}) for kind, of in graph.types.items()), Counter()))
+        for name, graph in graphs.items()
+    }
+    return tuple(
+        _fact(bundle, engine, some, batches, in_graph.get(engine.precision, {}), named=engine.precision in named)
+        for engine in opened
+    )
+
+
+def _fact(
+    bundle: Bundle,
+    engine: Engine,
+    some: NDArray[np.uint8],
+    batches: Sequence[int],
+    in_graph: Mapping[str, int],
+    *,
+    named: bool,
+) -> EngineFacts:
+    executed = engine.executed(some)
+    row = PRECISIONS[engine.precision]
+    file, sha256 = origin_of(bundle, engine)
+    allowed = row.tolerance.max_difference if row.bits == 32 else _ROUNDING
+    return EngineFacts(
+        engine=engine.name,
+        precision=engine.precision,
+        file=file,
+        sha256=sha256,
+        machine=where_it_runs(engine),
+        load_s=engine.load_s,
+        **dataclasses.asdict(executed),
+        in_graph=dict(in_graph),
+        relations=check_relations(engine, some, batches, allowed=allowed, symmetric=_is_symmetric(bundle)),
+        proof=prove(row, executed, in_graph, BACKENDS[engine.backend], named=named),
+    )
+
+
+def _is_symmetric(bundle: Bundle) -> bool:
+    """Whether every view has its mirror image among the views, with the same weight."""
+    found = {
+        is_mirrored: Counter(
+            (view.function, tuple(sorted(view.parameters.items())), view.weight)
+            for view in bundle.manifest.views
+            if view.mirrored == is_mirrored
+        )
+        for is_mirrored in (False, True)
+    }
+    return found[False] == found[True]
+
+
+def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None:
+    """Put the verdict into the passport; an engine that a runtime makes of the graph each time gets one for that."""
+    found = [result.evidence for result in report.results if result.engine == engine.engine]
+    certificate = Certificate(
+        verdict=engine.verdict,
+        reasons=list(engine.reasons),
+        created=report.created,
+        engine_sha256=engine.sha256,
+        machine=engine.machine,
+        batches=list(report.batches),
+        data=report.data,
+        split=report.split,
+        data_sha256=report.data_sha256,
+        faces=report.faces,
+        max_drop_points=report.limits.max_drop_points,
+        max_disagreement_pct=report.limits.max_disagreement_pct,
+        bound_points=min(evidence.bound_points for evidence in found),
+        disagreement_bound_pct=round(100 * max(evidence.disagreement_bound for evidence in found), 4),
+        multiplies_in=engine.time_share,
+    )
+    file = bundle.path / "engines" / engine.engine
+    is_built = BACKENDS[_backend_of(engine)].built_from == "graph"
+    passport = Passport.read(file) if is_built else _passport_for(bundle, engine)
+    file.parent.mkdir(exist_ok=True)
+    dataclasses.replace(passport, certificate=dataclasses.asdict(certificate)).write(file)
+
+
+def _passport_for(bundle: Bundle, engine: EngineReport) -> Passport:
+    """Of an engine that had none: a runtime makes it of a file of the bundle when it is opened."""
+    manifest = bundle.manifest
+    has_graph = engine.precision in manifest.graphs
+    return Passport(
+        file=os.path.relpath(engine.file, "engines"),
+        sha256=engine.sha256,
+        bytes=next(size for name, size in sizes_of(bundle).items() if name in (engine.engine, engine.precision)),
+        backend=_backend_of(engine),
+        precision=engine.precision,
+        graph=manifest.graphs[engine.precision].file if has_graph else "",
+        graph_sha256=bundle.graph_sha256(engine.precision) if has_graph else "",
+        created=timestamp(),
+        seconds=engine.load_s,
+        versions=versions_of("emoexport", "onnxruntime-gpu", "onnxruntime", "openvino", "torch"),
+        device={name: value for name, value in engine.machine.items() if name != "runtime"},
+        profiles=[[1, manifest.max_batch, manifest.max_batch]],
+        settings={},
+        network={},
+    )
+
+
+def _backend_of(engine: EngineReport) -> str:
+    return engine.engine.removesuffix(f"-{engine.precision}")

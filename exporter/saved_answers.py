@@ -1,0 +1,89 @@
+"""Answers of engines and reference, kept to be judged again without running anything; no picture is among them."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emoexport.errors import BadData
+from emoexport.files import new_file
+from emoexport.outcome import Outcome
+from emoexport.parity import ParityReport, VerifyFacts, conclude
+from emoexport.verdict import Limits
+
+__all__ = ["SavedAnswers"]
+
+_REFERENCE = "reference"
+"""What an archive calls it; engines have a dash in their names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedAnswers:
+    """What engines and the reference say about N faces, and all else that was found."""
+
+    facts: VerifyFacts
+    answers: Mapping[str, Outcome]
+    """By engine."""
+    reference: Outcome
+    truth: NDArray[np.int64]
+    """True labels, `(N,)`."""
+    rows: Mapping[str, NDArray[np.bool_]]
+    """Sets of rows, by name, each a mask `(N,)`."""
+
+    def judged(self, limits: Limits) -> ParityReport:
+        """Judge them by these limits."""
+        return conclude(self.facts, self.answers, self.reference, self.truth, self.rows, limits)
+
+    def write(self, path: Path) -> None:
+        """Write a NumPy archive, whole or not at all."""
+        arrays: dict[str, NDArray[np.generic]] = {
+            "facts": np.frombuffer(self.facts.model_dump_json().encode(), dtype=np.uint8),
+            "truth": self.truth,
+            **{f"rows/{name}": mask for name, mask in self.rows.items()},
+        }
+        for name, outcome in {**self.answers, _REFERENCE: self.reference}.items():
+            arrays |= {f"{name}/{field}": column for field, column in outcome._asdict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> "SavedAnswers":
+        """Read such an archive.
+
+        Raises:
+            BadData: if there is none, or it is not one that `write` wrote.
+        """
+        hint = "emoexport verify writes reports/answers.npz"
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            facts = VerifyFacts.parse(json.loads(arrays["facts"].tobytes()), source=str(path), error=BadData)
+            found = cls(
+                facts=facts,
+                answers={engine.engine: _outcome(arrays, engine.engine) for engine in facts.engines},
+                reference=_outcome(arrays, _REFERENCE),
+                truth=arrays["truth"],
+                rows={name.partition("/")[2]: mask for name, mask in arrays.items() if name.startswith("rows/")},
+            )
+        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as err:
+            if isinstance(err, BadData):
+                raise
+            raise BadData(f"{path} holds no answers that verify has saved: {err}.", hint=hint) from err
+        found._require_one_length(path)
+        return found
+
+    def _require_one_length(self, path: Path) -> None:
+        outcomes = [*self.answers.values(), self.reference]
+        lengths = {len(column) for outcome in outcomes for column in outcome}
+        lengths |= {len(self.truth), *(len(mask) for mask in self.rows.values())}
+        if lengths != {self.facts.faces} or not self.rows:
+            raise BadData(f"{path} holds arrays of {sorted(lengths)} faces; needed are {self.facts.faces} in each.")
+
+
+def _outcome(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Outcome:
+    return Outcome(*(arrays[f"{name}/{field}"] for field in Outcome._fields))  # type: ignore[arg-type]
