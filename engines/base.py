@@ -1,5 +1,7 @@
 """What every engine has in common: what it takes, what it refuses, what it answers."""
 
+import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from emoexport.engines.number_types import Executed
 from emoexport.errors import BadBundle, BadInput, EmoexportError
 from emoexport.outcome import Outcome
 
-__all__ = ["Engine", "GraphEngine"]
+__all__ = ["Engine", "GraphEngine", "milliseconds_of"]
 
 
 class Engine(ABC):
@@ -82,7 +84,11 @@ class Engine(ABC):
         return self._scores(np.ascontiguousarray(faces))
 
     def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float] | None:  # noqa: ARG002 (for those that can)
-        """Milliseconds of one call to the device, on it, and back; None where an engine cannot tell."""
+        """Milliseconds of one call before, in and after what the runtime computes; None where an engine cannot tell.
+
+        Before it, faces are put where the runtime reads them, on a GPU or in a tensor of its own; after it, outcomes
+        are fetched. Compute alone is what lies between, all of a call is end to end.
+        """
         return None
 
     def executed(self, faces: NDArray[np.uint8]) -> Executed:  # noqa: ARG002 (for those that can)
@@ -150,3 +156,12 @@ class GraphEngine(Engine):
     @abstractmethod
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
         """Compile the graph for this machine; a runtime that can keeps what it compiled in `cache`."""
+
+
+def milliseconds_of(*works: Callable[[], object]) -> list[float]:
+    """Do works one after the other; how long each took."""
+    times = [time.perf_counter_ns()]
+    for work in works:
+        work()
+        times.append(time.perf_counter_ns())
+    return [(after - before) / 1e6 for before, after in itertools.pairwise(times)]

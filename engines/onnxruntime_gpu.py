@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from emoexport.engines.base import GraphEngine
+from emoexport.engines.base import GraphEngine, milliseconds_of
 from emoexport.engines.cache import kept_in
 from emoexport.engines.cuda import require_device
 from emoexport.engines.number_types import Executed
@@ -89,6 +89,18 @@ class _GpuEngine(GraphEngine):
         return MissingRuntime(
             f"{self.runtime} opened {found}; {self.provider} was asked for, and needs {self.needed}.", hint=self.hint
         )
+
+    def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float]:
+        """Milliseconds of the three steps of a call: copy there, run, copy back."""
+        self._refuse(faces)
+        with self._lock:
+            bound = self._bound.get(len(faces)) or self._bind(len(faces))
+            there, computing, back = milliseconds_of(
+                lambda: bound.buffers["faces"].update_inplace(np.ascontiguousarray(faces)),
+                lambda: self._session.run_with_iobinding(bound.binding, self._run_options(len(faces), bound)),
+                lambda: [bound.buffers[name].numpy() for name in Outcome._fields],
+            )
+        return there, computing, back
 
     def _run(self, faces: NDArray[np.uint8]) -> Outcome:
         return Outcome(*self._infer(faces, *Outcome._fields))

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,21 @@ def test_rows_are_independent_at_every_batch_size(engine, faces):
     checks = check_relations(engine, faces[0], BATCHES, allowed=slack_of(engine), symmetric=True)
     assert {(check.relation, check.batch) for check in checks} == {(name, n) for name in RELATIONS for n in BATCHES}
     assert [check for check in checks if not check.holds] == []
+
+
+def test_what_a_call_takes_is_split_and_answers_stay_the_same(engine, faces):
+    wanted = engine.run(faces[0][:5]).probabilities
+    started = time.perf_counter()
+    parts = engine.split(faces[0][5:8])
+    elapsed_ms = 1000 * (time.perf_counter() - started)
+    assert np.abs(engine.run(faces[0][:5]).probabilities - wanted).max() <= slack_of(engine)
+    if engine.backend == "inductor":
+        assert parts is None
+        return
+    assert min(parts) > 0
+    assert sum(parts) <= elapsed_ms
+    with pytest.raises(BadInput, match="needed are uint8 faces"):
+        engine.split(faces[0][:0])
 
 
 def test_sizes_that_alternate_leave_each_other_alone(engine, faces):

@@ -238,6 +238,19 @@ def test_only_what_is_asked_for_is_copied(name, graph, gpu, faces):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_call_is_split_into_copies_and_a_run(name, graph, gpu, faces):
+    engine = opened(graph, name)
+    engine.run(faces[0][:3])
+    FakeValue.copied.clear()
+    made = FakeValue.made
+    parts = engine.split(faces[0][:3])
+    assert len(parts) == 3
+    assert min(parts) > 0
+    assert FakeValue.copied == {"in": 1, **dict.fromkeys(Outcome._fields, 1)}
+    assert FakeValue.made == made
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_buffers_of_a_batch_size_are_made_once(name, graph, gpu, faces):
     engine = opened(graph, name)
     for _ in range(3):
