@@ -19,6 +19,7 @@ __all__ = [
     "instruction_sets",
     "kernel_driver",
     "kernel_extensions",
+    "machine_state",
     "memory_bytes",
     "usable_cores",
     "versions_of",
@@ -48,6 +49,55 @@ def describe_machine() -> dict[str, str]:
         **versions_of(*_PACKAGES),
         **_describe_gpu(),
     }
+
+
+def machine_state() -> dict[str, str]:
+    """What changes from one moment to the next: clocks, who sets them, load; what the system does not tell is left out.
+
+    Source: Linux, `cpufreq` (scaling_governor, scaling_cur_freq and cpuinfo_max_freq in kHz, boost) and `intel_pstate`
+    (no_turbo) under /sys/devices/system/cpu; where a guest has neither, the clocks of /proc/cpuinfo.
+    """
+    found = {
+        "governor": ", ".join(sorted(set(_cpufreq("scaling_governor")))),
+        "clock": _clock(),
+        "turbo": _turbo(),
+        "load_average": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "",
+        "gpu_state": _gpu_state() if find_cuda().devices else "",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _clock() -> str:
+    """The mean clock of the cores now, and the highest of any."""
+    now = [float(text) / 1000 for text in _cpufreq("scaling_cur_freq")]
+    if not now:
+        lines = _read(Path("/proc/cpuinfo")).splitlines()
+        now = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    if not now:
+        return ""
+    most = max((int(text) // 1000 for text in _cpufreq("cpuinfo_max_freq")), default=None)
+    return f"{sum(now) / len(now):.0f} MHz" + (f" of {most}" if most else "")
+
+
+def _turbo() -> str:
+    """Whether clocks may be above the nominal one; empty where it is not told."""
+    texts = (_read(Path(f"/sys/devices/system/cpu/{name}")) for name in ("cpufreq/boost", "intel_pstate/no_turbo"))
+    boost, off = (text.strip() for text in texts)
+    return {"1": "on", "0": "off"}.get(boost) or {"1": "off", "0": "on"}.get(off, "")
+
+
+def _cpufreq(name: str) -> list[str]:
+    """A field of each core; none where the system does not tell."""
+    files = sorted(Path("/sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}"))
+    return [text for file in files if (text := _read(file).strip())]
+
+
+def _read(path: Path) -> str:
+    """What a file says; nothing if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _describe_gpu() -> dict[str, str]:
