@@ -9,13 +9,26 @@ from scipy.stats import bootstrap
 
 from emoexport.config import Record
 
-__all__ = ["UNSTABLE_PCT", "Latency", "Ratio", "interleave", "latency_of", "ratio_of", "rounds_within"]
+__all__ = [
+    "LEAST_ROUNDS",
+    "UNSTABLE_PCT",
+    "Latency",
+    "Ratio",
+    "Samples",
+    "interleave",
+    "latency_of",
+    "ratio_of",
+    "rounds_within",
+]
 
 Samples = NDArray[np.float64]
-
+"""Times of one function, in milliseconds, `(rounds,)`."""
 
 UNSTABLE_PCT = 2.5
 """Standard deviation over mean from which on times are called unstable, in percent. Source: trtexec's warning."""
+
+LEAST_ROUNDS = 5
+"""Counted where time is short: the fewest whose extremes hold the median with more than 90 % (1 - 2 / 2^5)."""
 
 
 class Latency(Record):
@@ -46,6 +59,7 @@ def interleave(
     *,
     rounds: int,
     warmup: int = 2,
+    seconds: float | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Samples]:
     """Time functions, each once a round, in another order every round: none is always the one after the slowest.
@@ -54,6 +68,8 @@ def interleave(
         calls: name to function.
         rounds: counted rounds.
         warmup: rounds before them that do not count.
+        seconds: that counted rounds may take, as the last warm-up went: fewer are made, but at least `LEAST_ROUNDS`.
+            None for all of them, however long they take.
         progress: called with 1 after every round.
 
     Returns:
@@ -61,18 +77,24 @@ def interleave(
 
     Source: randomised complete blocks (Fisher 1935); the orders are the same in every run.
     """
-    samples: dict[str, list[float]] = {name: [] for name in calls}
     rng, names = np.random.default_rng(0), list(calls)
-    for number in range(warmup + rounds):
+
+    def one_round() -> dict[str, float]:
+        times = {}
         for index in rng.permutation(len(names)):
-            name = names[index]
             start = time.perf_counter_ns()
-            calls[name]()
-            elapsed = time.perf_counter_ns() - start
-            if number >= warmup:
-                samples[name].append(elapsed / 1e6)
+            calls[names[index]]()
+            times[names[index]] = (time.perf_counter_ns() - start) / 1e6
         progress(1)
-    return {name: np.array(times) for name, times in samples.items()}
+        return times
+
+    once = 0.0
+    for _ in range(warmup):
+        once = sum(one_round().values()) / 1000
+    if seconds is not None and once:
+        rounds = rounds_within(seconds, once=once, least=LEAST_ROUNDS, most=rounds)
+    counted = [one_round() for _ in range(rounds)]
+    return {name: np.array([times[name] for times in counted]) for name in calls}
 
 
 def rounds_within(seconds: float, *, once: float, least: int, most: int) -> int:

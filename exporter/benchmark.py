@@ -1,8 +1,9 @@
-"""A bundle against the clock: its engines, the reference, and what PyTorch makes of the same members."""
+"""A bundle against the clock: its engines, the reference, and what others make of the same members."""
 
 import copy
 import functools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from emoexport.clock import timestamp
 from emoexport.engines import BACKENDS, require_known
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device
-from emoexport.engines.machine import describe_machine
+from emoexport.engines.machine import describe_machine, machine_state
+from emoexport.engines.others import BUSY_CORES
 from emoexport.engines.timing import UNSTABLE_PCT
 from emoexport.errors import BadBundle, MissingRuntime, UsageError
 from emoexport.fold import Fold
+from emoexport.footprint import footprints
 from emoexport.gemm_peak import gemm_peaks
+from emoexport.measurement import Cost, first_line, measure
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
-from emoexport.rivals import RivalEngine, rivals_for
+from emoexport.rivals import PlainRival, RivalEngine, export_plain, rivals_for
 from emoexport.sessions import (
     can_open,
     certificate_notes,
@@ -35,7 +39,7 @@ from emoexport.sessions import (
     sizes_of,
 )
 from emoexport.speed_tables import speed_markdown
-from emoexport.throughput import EngineSpeed, Planned, SpeedReport, measure
+from emoexport.throughput import REFERENCE, EngineSpeed, Planned, SpeedReport
 
 __all__ = ["DEVICES", "bench", "plan_bench"]
 
@@ -43,8 +47,6 @@ DEVICES = ("cpu", "cuda")
 
 _BUSY_LOAD = 0.7
 """Of one core: a process that computes, not a mail that arrives."""
-
-_BATCHES = {"cpu": (1, 16), "cuda": (1, 2, 4, 8, 16, 32, 64)}
 
 
 def plan_bench(
@@ -62,16 +64,16 @@ def plan_bench(
         device: `cpu` or `cuda`.
         engines: names of backends; None for all of the device.
         precisions: None for all of the bundle.
-        rivals: whether PyTorch's own ways are timed too; None for `device == "cuda"`.
+        rivals: whether others' ways are timed too; None for `device == "cuda"`.
 
     Raises:
         UsageError: if there is no such device, or an engine is of the other.
     """
     _require_device_of(device, engines)
     missing = find_cuda().problem if device == "cuda" else ""
-    found = [Planned(name="torch-fp32", title="PyTorch, the reference loop, eager FP32", problem=missing)]
+    found = [Planned(name=REFERENCE, title="PyTorch, the reference loop, eager FP32", problem=missing)]
     found += [
-        Planned(name=row.engine, title=f"PyTorch, {row.title}", problem=missing)
+        Planned(name=row.engine, title=row.title, problem=missing or row.problem)
         for row in rivals_for(device)
         if _with_rivals(rivals, device)
     ]
@@ -95,6 +97,8 @@ def bench(
     run: Path | None = None,
     batches: Sequence[int] | None = None,
     rounds: int = 20,
+    seconds: float = 60,
+    memory: bool = True,
     threads: int | None = None,
     cache: Path | None = None,
     console: Console,
@@ -106,10 +110,13 @@ def bench(
         device: what the reference and its rivals run on, and engines if none is named: `cpu` or `cuda`.
         engines: names of backends; None for all of the device that are usable here.
         precisions: None for all of the bundle.
-        rivals: whether PyTorch's own ways are timed too; None for `device == "cuda"`.
+        rivals: whether others' ways are timed too; None for `device == "cuda"`.
         run: where the run is now, if it was moved.
-        batches: numbers of faces in a call; None for the device's usual ones.
+        batches: numbers of faces in a call, timed with all `rounds`; None to double from 1 until nothing gains from it.
         rounds: counted calls of each engine at each batch size.
+        seconds: that these may take at a batch size where `batches` is None: then there are fewer, but at least
+            `LEAST_ROUNDS`.
+        memory: whether the memory of each engine is measured, in a process of its own.
         threads: how many each runtime may use.
         cache: where runtimes that can keep what they compile.
         console: where progress is shown.
@@ -123,55 +130,77 @@ def bench(
     if device == "cuda":
         require_device()
         _require_cuda_in_torch()
-    manifest = bundle.manifest
-    sizes = batches or [size for size in _BATCHES[device] if size <= manifest.max_batch]
-    if min(sizes) < 1 or max(sizes) > manifest.max_batch:
-        raise BadBundle(
-            f"batches are {list(sizes)}; {bundle.path} takes 1 to {manifest.max_batch} faces in a call.",
-            hint="emoexport build --max-batch N",
-        )
-    busy = _busy()
+    manifest, sizes = bundle.manifest, _sizes(bundle, batches)
+    machine, before, busy = describe_machine(), machine_state(), _busy()
     reference, _, _ = open_reference(bundle, run)
     judge = open_judge(bundle, reference, threads, device=device)
     opened = open_engines(
         bundle, engines=engines, device=device, precisions=precisions, threads=threads, cache=cache, note=noted(console)
     )
     timed: list[Engine] = [*opened]
+    failures: dict[str, str] = {}
     if _with_rivals(rivals, device):
-        timed += _open_rivals(bundle, reference, device)
+        timed += _open_rivals(bundle, reference, device, threads, failures)
     console.print("a large matrix product at each type of number ...", highlight=False)
     peaks = gemm_peaks(device, tuple({PRECISIONS[engine.precision].number: None for engine in [judge, *timed]}))
     with progress_bar(console, "timing, all in turn", len(sizes) * (rounds + 3)) as advance:
-        results, failures = measure(
+        found = measure(
             timed,
             reference=judge,
             batches=sizes,
             rounds=rounds,
-            passes_a_face=manifest.passes_a_face,
-            gflop_a_face=manifest.gflop_a_face,
-            peaks=peaks,
+            seconds=None if batches else seconds,
+            growing=not batches,
+            cost=Cost(passes_a_face=manifest.passes_a_face, gflop_a_face=manifest.gflop_a_face, peaks=peaks),
             progress=advance,
         )
+    after, load_s, graphs = machine_state(), {engine.name: engine.load_s for engine in opened}, graphs_of(opened)
+    certificates = certificate_notes(bundle, opened, sorted({result.batch for result in found.results}))
+    by_name = {engine.name: (engine.backend, engine.precision) for engine in opened}
+    opened.clear()
+    timed.clear()
+    del judge, reference  # what is measured now needs the memory that they hold
+    settings: dict[str, Any] = {"device": device, "run": run, "threads": threads, "cache": cache}
+    took, untold = footprints(bundle, by_name, found.results, console=console, **settings) if memory else ({}, {})
+    failures |= found.failures
     report = SpeedReport(
         created=timestamp(),
         bundle_digest=manifest.digest,
         passes_a_face=manifest.passes_a_face,
-        results=tuple(results),
+        results=tuple(found.results),
         gemm_peak_tops=peaks,
         size_bytes=sizes_of(bundle),
-        load_s={engine.name: engine.load_s for engine in opened},
+        load_s=load_s,
+        memory=took,
+        threads=threads,
+        states={"before": before, "after": after},
         failures=failures,
         notes=(
-            *bundle.notes(graphs_of(opened)),
-            *certificate_notes(bundle, opened, sizes),
+            *bundle.notes(graphs),
+            *certificates,
             *busy,
-            *_instability(results),
+            *_others(found.results),
+            *_instability(found.results),
+            *filter(None, [found.stopped]),
             *(f"{what} failed, and was left out from there on: {why.rstrip('.')}." for what, why in failures.items()),
+            *(f"The memory that {name} takes is not known: {why.rstrip('.')}." for name, why in untold.items()),
         ),
-        machine=describe_machine(),
+        machine=machine,
     )
     bundle.write_report("bench", report, speed_markdown(report))
     return report
+
+
+def _sizes(bundle: Bundle, asked: Sequence[int] | None) -> list[int]:
+    """Batch sizes asked for, or all that are doubled from 1."""
+    most = bundle.manifest.max_batch
+    sizes = [*asked] if asked else [1 << power for power in range(most.bit_length())]
+    if min(sizes) < 1 or max(sizes) > most:
+        raise BadBundle(
+            f"batches are {sizes}; {bundle.path} takes 1 to {most} faces in a call.",
+            hint="emoexport build --max-batch N",
+        )
+    return sizes
 
 
 def _require_device_of(device: str, engines: list[str] | None) -> None:
@@ -199,8 +228,17 @@ def _instability(results: Sequence[EngineSpeed]) -> list[str]:
     if not count:
         return []
     return [
-        f"Unstable, with a spread above {UNSTABLE_PCT:g} %: {count} of {len(results)} rows. Ratios are taken round by "
-        "round, and have intervals."
+        f"Unstable (~), with a spread above {UNSTABLE_PCT:g} % or others at work: {count} of {len(results)} rows. "
+        "Ratios are taken round by round, and have intervals."
+    ]
+
+
+def _others(results: Sequence[EngineSpeed]) -> list[str]:
+    """A sentence if others have used the processor while engines were timed."""
+    busy = {row.batch: row.others_cores for row in results if (row.others_cores or 0.0) > BUSY_CORES}
+    return [
+        f"Other processes kept {cores:g} cores busy while batches of {batch} were timed."
+        for batch, cores in busy.items()
     ]
 
 
@@ -208,13 +246,28 @@ def _with_rivals(wish: bool | None, device: str) -> bool:
     return device == "cuda" if wish is None else wish
 
 
-def _open_rivals(bundle: Bundle, reference: Reference, device: str) -> Iterator[RivalEngine]:
-    """Those in FP32 have the members of the reference, the others share a copy, whose weights lie in another order."""
-    manifest, copies = bundle.manifest, copy.deepcopy(reference.members)
+def _open_rivals(
+    bundle: Bundle, reference: Reference, device: str, threads: int | None, failures: dict[str, str]
+) -> Iterator[Engine]:
+    """Those of a device that can be opened here; of the others it is noted why not.
+
+    Those in FP32 have the members of the reference, the others share a copy, whose weights lie in another order.
+    """
+    copies = copy.deepcopy(reference.members)
     fold = functools.partial(Fold, views=reference.views, decision=reference.decision, weights=reference.weights)
-    limits: dict[str, Any] = {"face_shape": manifest.face_shape, "max_batch": manifest.max_batch}
-    for row in rivals_for(device):
-        yield RivalEngine(row, reference.members if row.dtype is None else copies, fold, device=device, **limits)
+    limits: dict[str, Any] = {"face_shape": bundle.manifest.face_shape, "max_batch": bundle.manifest.max_batch}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what is mapped
+        export = functools.cache(lambda: export_plain(reference, Path(folder), face_shape=limits["face_shape"]))
+        for row in rivals_for(device):
+            try:
+                if row.problem:
+                    failures[row.engine] = row.problem
+                elif row.runtime is not None:
+                    yield PlainRival(row, reference, export(), threads=threads, **limits)
+                else:
+                    yield RivalEngine(row, reference.members if row.dtype is None else copies, fold, **limits)
+            except Exception as err:  # of any runtime: the others are wanted all the same
+                failures[row.engine] = first_line(err)
 
 
 def _require_cuda_in_torch() -> None:

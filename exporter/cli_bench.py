@@ -29,14 +29,23 @@ def bench(
     precision: Precisions = None,
     rivals: Annotated[
         bool | None,
-        typer.Option(help="Time PyTorch's own ways too: batched views, autocast, torch.compile. Usual with cuda."),
+        typer.Option(
+            help="Time others' ways too: views as one batch, autocast, torch.compile, plain exports. Usual with cuda."
+        ),
     ] = None,
     run: RunOption = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(help="Faces in a call, repeatable; 1 and 16 if none, with cuda 1 to 64, doubled."),
+        typer.Option(help="Faces in a call, repeatable; if none, doubled from 1 until no engine gains 5 % from it."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls of each engine at each batch size.")] = 20,
+    seconds: Annotated[
+        float,
+        typer.Option(min=1, help="That these may take where no --batch is given; there are 5 of them all the same."),
+    ] = 60,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure each engine's memory, in a process of its own.")
+    ] = True,
     threads: Threads = None,
     cache: Cache = None,
     dry_run: Annotated[
@@ -57,6 +66,7 @@ def bench(
     from emoexport import benchmark  # noqa: PLC0415
     from emoexport.speed_tables import (  # noqa: PLC0415
         changes_table,
+        engines_table,
         planned_table,
         speed_csv,
         speed_markdown,
@@ -79,6 +89,8 @@ def bench(
         run=run,
         batches=batch,
         rounds=rounds,
+        seconds=seconds,
+        memory=memory,
         threads=threads,
         cache=cache,
         console=console,
@@ -88,6 +100,7 @@ def bench(
         typer.echo(speed_csv(report) if csv else speed_markdown(report), nl=False)
     else:
         print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
+        print_table(console, "each at the batch size that suits it best", engines_table(report))
         for note in report.notes:
             console.print(note, style="yellow", highlight=False, soft_wrap=True)
         reports = path / "reports"

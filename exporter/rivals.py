@@ -1,10 +1,16 @@
-"""What PyTorch itself makes of the same members, each way set up as its documentation advises: what engines must beat.
+"""What others make of the same members, each way set up as its own documentation advises: what engines must beat.
 
-They get more than a user of PyTorch would write down: the views as one batch for each member, the vote on the device.
+They get more than their users would write down: the views as one batch for each member, and from PyTorch the vote on
+the device. What they lack is what emoexport does: rewrites, one graph of all passes, chosen layers in few bits.
 """
 
+import contextlib
+import importlib.util
+import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +19,59 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emoexport.engines.base import Engine
+from emoexport.engines.machine import find_compiler
 from emoexport.fold import Autocast, Branches, Fold
 from emoexport.outcome import Outcome
+from emoexport.reference import Reference
 
-__all__ = ["RIVALS", "Rival", "RivalEngine", "rivals_for"]
+__all__ = ["RIVALS", "PlainRival", "Rival", "RivalEngine", "export_plain", "rivals_for"]
 
 _RECOMPILES = 64
 """Of one class, for all of its instances together: PyTorch's 8 are fewer than the batch sizes of two rivals."""
+
+_CUDA_GRAPHS: Mapping[str, Any] = {"mode": "reduce-overhead"}
+"""Source: PyTorch, "torch.compile": the mode that launches CUDA graphs, against the overhead of small batches."""
+
+_FREEZING: Mapping[str, Any] = {"options": {"freezing": True}}
+"""Weights become constants, which the compiler packs as its kernels read them. Source: PyTorch, "Using Max-Autotune
+Compilation on CPU for Better Performance with torch.compile", which sets it for inference; autotuning is left out."""
+
+
+Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Pictures `(n, C, H, W)` to logits `(n, L)`."""
+
+
+def _onnxruntime(files: Sequence[Path], threads: int | None) -> tuple[str, list[Session]]:
+    """ONNX Runtime with its default settings, and its precision. Source: its Python API, `InferenceSession`."""
+    import onnxruntime  # noqa: PLC0415 (rivals are few people's wish)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+
+    def session(file: Path) -> Session:
+        opened: Any = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        name = opened.get_inputs()[0].name
+        return lambda pictures: opened.run(None, {name: pictures})[0]
+
+    return "fp32", [session(file) for file in files]
+
+
+def _openvino(files: Sequence[Path], threads: int | None) -> tuple[str, list[Session]]:
+    """OpenVINO with its default settings, and the precision it says it computes in: BF16 where processors have that.
+
+    Source: OpenVINO, "Convert from ONNX" (`compile_model` reads it as it is), "CPU Device", "Precision Control".
+    """
+    import openvino  # noqa: PLC0415 (not always installed)
+
+    options = {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
+    models: list[Any] = [openvino.compile_model(file, "CPU", options) for file in files]
+    found: str = models[0].get_property("INFERENCE_PRECISION_HINT").get_type_name()
+
+    def session(model: Any) -> Session:
+        request = model.create_infer_request()
+        return lambda pictures: request.infer([pictures])[0]
+
+    return {"f32": "fp32", "f16": "fp16"}.get(found, found), [session(model) for model in models]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,74 +81,99 @@ class Rival:
     name: str
     title: str
     precision: str
-    devices: tuple[str, ...]
+    """Empty if the runtime chooses it."""
+    device: str
     dtype: torch.dtype | None = None
     """Of automatic mixed precision; None for FP32."""
-    compile_mode: str | None = None
-    """Of `torch.compile`; `reduce-overhead` launches CUDA graphs."""
+    compiled: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Settings of `torch.compile`; None where nothing is compiled."""
+    runtime: Callable[[Sequence[Path], int | None], tuple[str, list[Session]]] | None = None
+    """Opens the members' files, with so many threads; None of PyTorch's own ways."""
+    package: str = "torch"
+    """What must be importable."""
 
     @property
     def engine(self) -> str:
-        """Its name among engines, which has the precision."""
-        return f"{self.name}-{self.precision}"
+        """Its name among engines, which has the precision where that is known before it is opened."""
+        return f"{self.name}-{self.precision}".rstrip("-")
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be timed here; empty if it can."""
+        if importlib.util.find_spec(self.package) is None:
+            return "not installed"
+        compiler, found = find_compiler()
+        lacks = self.device == "cpu" and self.compiled is not None and found is None
+        return f"there is no {compiler}, which torch.compile needs" if lacks else ""
 
 
-RIVALS: Mapping[str, Rival] = {
-    row.engine: row
-    for row in (
-        Rival(name="torch-batched", title="views as one batch", precision="fp32", devices=("cpu", "cuda")),
+def _rows() -> Sequence[Rival]:
+    fp16: dict[str, Any] = {"precision": "fp16", "dtype": torch.float16}
+    bf16: dict[str, Any] = {"precision": "bf16", "dtype": torch.bfloat16}
+    batched: dict[str, Any] = {"name": "torch-batched", "title": "PyTorch, views as one batch", "precision": "fp32"}
+    cast = "PyTorch, autocast to {}, channels last"
+    graphs = "PyTorch, torch.compile and CUDA graphs, autocast to {}, channels last"
+    return (
+        Rival(device="cpu", **batched),
+        Rival(device="cpu", name="torch-autocast", title=cast.format("BF16"), **bf16),
         Rival(
-            name="torch-autocast",
-            title="autocast to FP16, channels last",
-            precision="fp16",
-            devices=("cuda",),
-            dtype=torch.float16,
-        ),
-        Rival(
-            name="torch-autocast",
-            title="autocast to BF16, channels last",
-            precision="bf16",
-            devices=("cpu", "cuda"),
-            dtype=torch.bfloat16,
-        ),
-        Rival(
+            device="cpu",
             name="torch-compile",
-            title="torch.compile and CUDA graphs, autocast to FP16, channels last",
-            precision="fp16",
-            devices=("cuda",),
-            dtype=torch.float16,
-            compile_mode="reduce-overhead",
+            title="PyTorch, torch.compile with frozen weights",
+            precision="fp32",
+            compiled=_FREEZING,
         ),
         Rival(
+            device="cpu",
             name="torch-compile",
-            title="torch.compile and CUDA graphs, autocast to BF16, channels last",
-            precision="bf16",
-            devices=("cuda",),
-            dtype=torch.bfloat16,
-            compile_mode="reduce-overhead",
+            title="PyTorch, torch.compile with frozen weights, autocast to BF16, channels last",
+            compiled=_FREEZING,
+            **bf16,
         ),
+        Rival(
+            device="cpu",
+            name="onnxruntime-plain",
+            title="ONNX Runtime, each member as torch.onnx.export writes it",
+            precision="fp32",
+            runtime=_onnxruntime,
+            package="onnxruntime",
+        ),
+        Rival(
+            device="cpu",
+            name="openvino-plain",
+            title="OpenVINO, the same files, its default settings and the precision it chooses",
+            precision="",
+            runtime=_openvino,
+            package="openvino",
+        ),
+        Rival(device="cuda", **batched),
+        Rival(device="cuda", name="torch-autocast", title=cast.format("FP16"), **fp16),
+        Rival(device="cuda", name="torch-autocast", title=cast.format("BF16"), **bf16),
+        Rival(device="cuda", name="torch-compile", title=graphs.format("FP16"), compiled=_CUDA_GRAPHS, **fp16),
+        Rival(device="cuda", name="torch-compile", title=graphs.format("BF16"), compiled=_CUDA_GRAPHS, **bf16),
     )
-}
+
+
+RIVALS = _rows()
 
 
 def rivals_for(device: str) -> Sequence[Rival]:
     """The rivals on a kind of device, in the order of the table."""
-    return [row for row in RIVALS.values() if device in row.devices]
+    return [row for row in RIVALS if row.device == device]
 
 
 class RivalEngine(Engine):
-    """A rival behind the interface of an engine: uint8 faces in host memory to outcomes there.
+    """A rival of PyTorch's behind the interface of an engine: uint8 faces in host memory to outcomes there.
 
     Args:
         rival: a row of `RIVALS`.
         members: as they were trained; they are moved to the device, and those of a rival in fewer bits reordered.
         fold: what makes the fold of them, once they are one module.
-        device: `cpu` or `cuda`.
         face_shape: `(H, W, C)`.
         max_batch: the largest number of faces in a call.
 
     Source: PyTorch's "Performance Tuning Guide" (channels last, automatic mixed precision, pinned memory, no gradients)
-    and "torch.compile" (`mode="reduce-overhead"`, a graph for each shape).
+    and "torch.compile" (a graph for each shape).
     """
 
     backend = "torch"
@@ -107,23 +184,22 @@ class RivalEngine(Engine):
         members: Sequence[nn.Module],
         fold: Callable[[nn.Module], Fold],
         *,
-        device: str,
         face_shape: tuple[int, int, int],
         max_batch: int,
     ) -> None:
         super().__init__(precision=rival.precision, face_shape=face_shape, max_batch=max_batch)
-        self._rival, self._device = rival, device
+        self._rival, self._device = rival, rival.device
         together: nn.Module = Branches(members)
         if rival.dtype is not None:
             together.to(memory_format=torch.channels_last)
-            together = Autocast(Branches(members), device=device, dtype=rival.dtype)
-        whole = fold(together).eval().to(device)
+            together = Autocast(Branches(members), device=rival.device, dtype=rival.dtype)
+        whole = fold(together).eval().to(rival.device)
         self._call: Callable[[Tensor], Any] = whole
-        if rival.compile_mode is not None:
+        if rival.compiled is not None:
             # Beyond the limit PyTorch calls what it has not compiled, unasked; that is to be an error.
             strict = torch._dynamo.config.patch(recompile_limit=_RECOMPILES, fail_on_recompile_limit_hit=True)
-            self._call = strict(torch.compile(whole, mode=rival.compile_mode, dynamic=False))
-        self._faces = torch.empty((max_batch, *face_shape), dtype=torch.uint8, pin_memory=device == "cuda")
+            self._call = strict(torch.compile(whole, dynamic=False, **rival.compiled))
+        self._faces = torch.empty((max_batch, *face_shape), dtype=torch.uint8, pin_memory=rival.device == "cuda")
 
     @property
     def name(self) -> str:
@@ -142,3 +218,67 @@ class RivalEngine(Engine):
         with torch.inference_mode():
             found: Sequence[Tensor] = self._call(some.to(self._device, non_blocking=True))
         return found
+
+
+def export_plain(reference: Reference, folder: Path, *, face_shape: tuple[int, int, int]) -> list[Path]:
+    """Export each member as it was trained, pictures `(n, C, H, W)` to logits, by `torch.onnx.export` as it comes.
+
+    Source: PyTorch, "Export a PyTorch model to ONNX" (`dynamo=True`, `dynamic_shapes`), its optimiser left on.
+    """
+    height, width, channels = face_shape
+    pictures = torch.zeros(2, channels, height, width)
+    files = [folder / f"{number}.onnx" for number in range(len(reference.members))]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        for member, file in zip(reference.members, files, strict=True):
+            torch.onnx.export(
+                member, (pictures,), file, dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
+            )
+    return files
+
+
+class PlainRival(Engine):
+    """A session for each member, called one after the other; views, vote and decision are the reference's own code.
+
+    Args:
+        rival: a row of `RIVALS` that names a runtime.
+        reference: whose views, weights and decision they are.
+        files: what `export_plain` wrote of its members.
+        face_shape: `(H, W, C)`.
+        max_batch: the largest number of faces in a call.
+        threads: how many a session may use; None leaves it to the runtime.
+    """
+
+    def __init__(
+        self,
+        rival: Rival,
+        reference: Reference,
+        files: Sequence[Path],
+        *,
+        face_shape: tuple[int, int, int],
+        max_batch: int,
+        threads: int | None = None,
+    ) -> None:
+        assert rival.runtime is not None
+        precision, self._sessions = rival.runtime(files, threads)
+        super().__init__(precision=precision, face_shape=face_shape, max_batch=max_batch)
+        self._rival, self._reference = rival, reference
+
+    @property
+    def name(self) -> str:
+        """The rival's, with the precision that was found."""
+        return f"{self._rival.name}-{self.precision}"
+
+    def _run(self, faces: NDArray[np.uint8]) -> Outcome:
+        scores = self._scores(faces)
+        return self._reference.decision.decide(np.average(scores, axis=(1, 2), weights=self._reference.weights))
+
+    def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            pictures = torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 255
+            views = torch.cat([view(pictures) for view in self._reference.views]).numpy()  # (V*N, C, H, W)
+            logits = torch.from_numpy(np.stack([session(views) for session in self._sessions]))  # (K, V*N, L)
+            passes = logits.softmax(dim=-1).view(len(logits), -1, len(faces), logits.shape[-1])  # (K, V, N, L)
+            scores: NDArray[np.float32] = passes.permute(2, 0, 1, 3).numpy()
+            return scores

@@ -24,6 +24,7 @@ from emoexport.views import views_named
 __all__ = [
     "can_open",
     "certificate_notes",
+    "file_for",
     "graphs_of",
     "noted",
     "open_engines",
@@ -134,7 +135,7 @@ def open_engines(
     for precision in _precisions_of(bundle, precisions):
         for backend in backends:
             try:
-                file = _file_for(bundle, backend, precision)
+                file = file_for(bundle, backend, precision)
                 if file is None:
                     continue
                 has_file.add(backend.name)
@@ -162,7 +163,7 @@ def can_open(bundle: Bundle, backend: Backend, precision: str) -> str:
     if not backend.is_installed():
         return f"not installed (pip install {backend.requirement})"
     try:
-        file = _file_for(bundle, backend, precision)
+        file = file_for(bundle, backend, precision)
     except EmoexportError as err:
         return str(err).rstrip(".")
     return "" if file else f"the bundle has no {'engine' if backend.built_from else 'graph'} of it"
@@ -249,7 +250,7 @@ def _precisions_of(bundle: Bundle, asked: list[str] | None) -> list[str]:
     return asked or [name for name in PRECISIONS if name in found]
 
 
-def _file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
+def file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
     """What a backend opens at a precision; None if it takes no such graph or the bundle has none for it."""
     manifest = bundle.manifest
     if backend.built_from == "graph":

@@ -6,21 +6,35 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from emoexport.engines.memory_probe import Memory
 from emoexport.precision import PRECISIONS
 from emoexport.table_format import Row, markdown_table, terminal_table
 from emoexport.tables import machine_line
-from emoexport.throughput import Change, EngineSpeed, Planned, SpeedReport
+from emoexport.throughput import Change, EngineSpeed, Planned, SpeedReport, best_of
 
-__all__ = ["changes_table", "planned_table", "speed_csv", "speed_markdown", "speed_table"]
+__all__ = ["changes_table", "engines_table", "planned_table", "speed_csv", "speed_markdown", "speed_table"]
 
-_SPEED_IN_TERMINAL = ("engine", "precision", "batch", "p50 ms", "p95 ms", "ms a face", "faces/s", "times reference")
+_SPEED_IN_TERMINAL = ("engine", "batch", "p50 ms", "p95 ms", "compute", "faces/s", "times reference")
 
 
 def speed_table(report: SpeedReport) -> Table:
-    """The speed of every engine, for the terminal."""
-    return terminal_table(
-        _SPEED_IN_TERMINAL, [_speed_row(result) for result in report.results], texts=("engine", "precision")
-    )
+    """The speed of every engine, for the terminal: `~` marks what is unstable."""
+    rows = [
+        _speed_row(result)
+        | {
+            "engine": result.engine,
+            "p50 ms": f"{result.latency_ms.p50_ms:.1f}" + "~" * result.unstable,
+            "compute": _number(result.compute_ms, 1),
+        }
+        for result in report.results
+    ]
+    return terminal_table(_SPEED_IN_TERMINAL, rows, texts=("engine",))
+
+
+def engines_table(report: SpeedReport) -> Table:
+    """What every engine is at its best, and what it takes, for the terminal."""
+    rows = _engine_rows(report)
+    return terminal_table(list(rows[0]), rows, texts=("engine",))
 
 
 def planned_table(planned: Sequence[Planned]) -> Table:
@@ -34,15 +48,41 @@ def planned_table(planned: Sequence[Planned]) -> Table:
 
 def speed_csv(report: SpeedReport) -> str:
     """Every engine at every batch size as a line of comma-separated values, numbers as they were measured."""
-    columns = ("engine", "batch", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "spread_pct", "faces_a_second")
+    rows = [_values(result, report) for result in report.results]
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*columns, "times_reference", "low", "high"])
-    for result in report.results:
-        values = result.latency_ms.model_dump() | result.model_dump(include={"engine", "batch", "faces_a_second"})
-        ratio = result.times_reference
-        lines.writerow([*(values[column] for column in columns), ratio.value, ratio.low, ratio.high])
+    lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
     return text.getvalue()
+
+
+def _values(result: EngineSpeed, report: SpeedReport) -> dict[str, object]:
+    """A line of it; what is not known is empty."""
+    ratio, memory = result.times_reference, report.memory.get(result.engine)
+    before, compute, after = result.split_ms or (None, None, None)
+    return {
+        "engine": result.engine,
+        "batch": result.batch,
+        **result.latency_ms.model_dump(exclude={"calls", "min_ms", "max_ms"}),
+        "faces_a_second": result.faces_a_second,
+        "times_reference": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "calls": result.latency_ms.calls,
+        "passes_a_second": result.passes_a_second,
+        "before_ms": before,
+        "compute_ms": compute,
+        "after_ms": after,
+        "share_of_peak": result.share_of_peak,
+        "cores": result.cores,
+        "others_cores": result.others_cores,
+        "unstable": int(result.unstable),
+        "load_s": report.load_s.get(result.engine),
+        "size_bytes": _size(report, result.engine),
+        "baseline_bytes": memory and memory.baseline_bytes,
+        "peak_bytes": memory and memory.peak_bytes,
+        "device_bytes": memory and memory.device_bytes,
+    }
 
 
 def changes_table(found: Sequence[Change]) -> Table:
@@ -66,12 +106,18 @@ def speed_markdown(report: SpeedReport) -> str:
         "# Throughput",
         f"{report.passes_a_face} passes a face. Bundle {report.bundle_digest[:16]}…. {report.created}.",
         markdown_table([_speed_row(result) for result in report.results]),
-        "End to end from uint8 faces in memory to labels. All engines in turn in one run; times reference: "
-        "median of the ratios round by round, 95 % bootstrap interval.",
+        "End to end from uint8 faces in memory to labels, and of that what the runtime computes alone (before, "
+        "compute, after). Cores: kept busy during the call. All engines in turn in one run; times reference: median of "
+        "the ratios round by round, 95 % bootstrap interval.",
         *_peak_lines(report),
+        markdown_table(_engine_rows(report)),
+        "Each engine at the batch size at which it decides about most faces a second. Peak: the most that a process of "
+        "its own has in memory up to the end of a call of the largest batch; its own: what of that came after imports, "
+        "which for the reference are PyTorch and all that rebuilds members.",
         *_uncaptured_lines(report),
         *report.notes,
         machine_line(report.machine),
+        *_state_lines(report),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -92,8 +138,55 @@ def _uncaptured_lines(report: SpeedReport) -> list[str]:
     return [f"{engine} replays no CUDA graphs of ours: {reason.rstrip('.')}." for engine, reason in reasons.items()]
 
 
+def _state_lines(report: SpeedReport) -> list[str]:
+    lines = [f"Threads of each runtime: {report.threads or 'as it chose'}."] if report.states else []
+    for when, state in report.states.items():
+        told = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in state.items())
+        lines.append(f"{when.capitalize()} it: {told}.")
+    return [" ".join(lines)] if lines else []
+
+
+def _precision_of(engine: str) -> str:
+    return max((name for name in PRECISIONS if engine.endswith(f"-{name}")), key=len)
+
+
+def _size(report: SpeedReport, engine: str) -> int | None:
+    """Bytes of what it was opened from, an engine of its own or else the graph of its precision; None of members."""
+    if engine not in report.load_s:
+        return None
+    return report.size_bytes.get(engine) or report.size_bytes.get(_precision_of(engine))
+
+
+def _engine_rows(report: SpeedReport) -> list[Row]:
+    return [
+        {
+            "engine": best.engine,
+            "best batch": str(best.batch),
+            "faces/s": f"{best.faces_a_second:.1f}",
+            "load s": _number(report.load_s.get(best.engine), 1),
+            "file MB": _number(_size(report, best.engine), 1, unit=1e6),
+            **_memory_row(report.memory.get(best.engine)),
+        }
+        for best in best_of(report.results)
+    ]
+
+
+def _memory_row(memory: Memory | None) -> Row:
+    peak, baseline = (memory.peak_bytes, memory.baseline_bytes) if memory else (None, 0)
+    return {
+        "peak MB": _number(peak, 0, unit=1e6),
+        "its own MB": _number(None if peak is None else peak - baseline, 0, unit=1e6),
+        "on GPU MB": _number(memory.device_bytes if memory else None, 0, unit=1e6),
+    }
+
+
+def _number(value: float | None, digits: int, *, unit: float = 1) -> str:
+    """A number in a unit; nothing where it is not known."""
+    return "" if value is None else f"{value / unit:.{digits}f}"
+
+
 def _speed_row(result: EngineSpeed) -> Row:
-    precision = max((name for name in PRECISIONS if result.engine.endswith(f"-{name}")), key=len)
+    precision = _precision_of(result.engine)
     engine = result.engine.removesuffix(f"-{precision}")
     ratio = result.times_reference
     return {
@@ -101,12 +194,16 @@ def _speed_row(result: EngineSpeed) -> Row:
         "precision": precision,
         "batch": str(result.batch),
         "p50 ms": f"{result.latency_ms.p50_ms:.1f}",
+        "p90 ms": f"{result.latency_ms.p90_ms:.1f}",
         "p95 ms": f"{result.latency_ms.p95_ms:.1f}",
+        "p99 ms": f"{result.latency_ms.p99_ms:.1f}",
+        "mean ms": f"{result.latency_ms.mean_ms:.1f}",
         "spread %": f"{result.latency_ms.spread_pct:.1f}" + " unstable" * result.unstable,
         "ms a face": f"{result.ms_a_face:.2f}",
         "faces/s": f"{result.faces_a_second:.1f}",
         "passes/s": f"{result.passes_a_second:,.0f}",
         "times reference": f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
-        "of peak %": "" if result.share_of_peak is None else f"{100 * result.share_of_peak:.0f}",
-        "there, on it, back ms": "" if result.split_ms is None else " ".join(f"{ms:.2f}" for ms in result.split_ms),
+        "of peak %": _number(result.share_of_peak, 0, unit=0.01),
+        "before, compute, after ms": "" if result.split_ms is None else " ".join(f"{ms:.2f}" for ms in result.split_ms),
+        "cores": _number(result.cores, 1),
     }

@@ -1,25 +1,23 @@
-"""Throughput: how fast every engine of a bundle is, and how many times the reference."""
+"""`reports/bench.json`: how fast every engine of a bundle is, and what changed since an earlier one."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Literal
 
-import numpy as np
-import torch
 from pydantic import Field
 
 from emoexport.config import Record
-from emoexport.engines.base import Engine
-from emoexport.engines.timing import UNSTABLE_PCT, Latency, Ratio, interleave, latency_of, ratio_of
-from emoexport.precision import PRECISIONS
+from emoexport.engines.memory_probe import Memory
+from emoexport.engines.others import BUSY_CORES
+from emoexport.engines.timing import (
+    UNSTABLE_PCT,
+    Latency,
+    Ratio,
+)
 
-__all__ = ["Change", "EngineSpeed", "Planned", "SpeedReport", "changes", "measure"]
+__all__ = ["REFERENCE", "Change", "EngineSpeed", "Planned", "SpeedReport", "best_of", "changes"]
 
-_Answer = TypeVar("_Answer")
-
-_REFERENCE = "torch-fp32"
+REFERENCE = "torch-fp32"
 """What the loop of `TorchEngine` is called."""
 
 
@@ -48,15 +46,25 @@ class EngineSpeed(Record):
     share_of_peak: float | None = None
     """Of the operations a second that a large matrix product reaches here at this precision; None where not known."""
     split_ms: tuple[float, float, float] | None = None
-    """Of one call to the device, on it, and back; None where the engine cannot tell."""
+    """Of a call before, in and after what the runtime computes, medians; None where the engine cannot tell."""
+    cores: float | None = None
+    """How many were busy during the call: processor time of all threads over its own, those included with which another
+    engine waits in a loop. None in older reports."""
+    others_cores: float | None = None
+    """How many other processes kept busy meanwhile; None where that was too short to tell, and in older reports."""
     uncaptured: str | None = None
     """Why calls are not replayed as CUDA graphs; empty where they are, None of engines that have none to replay."""
     samples_ms: tuple[float, ...]
 
     @property
     def unstable(self) -> bool:
-        """Whether the calls vary so much that their median says little."""
-        return self.latency_ms.spread_pct > UNSTABLE_PCT
+        """Whether the calls vary so much, or others worked so much, that their median says little."""
+        return self.latency_ms.spread_pct > UNSTABLE_PCT or (self.others_cores or 0.0) > BUSY_CORES
+
+    @property
+    def compute_ms(self) -> float | None:
+        """What the runtime computes alone takes, without what goes in and comes out; None where it cannot tell."""
+        return None if self.split_ms is None else self.split_ms[1]
 
 
 class SpeedReport(Record):
@@ -73,6 +81,12 @@ class SpeedReport(Record):
     """Of a graph, by precision; of a package, by engine."""
     load_s: dict[str, float] = Field(default_factory=dict)
     """Seconds that each engine took to open."""
+    memory: dict[str, Memory] = Field(default_factory=dict)
+    """Of each engine in a process of its own."""
+    threads: int | None = None
+    """That each runtime was told to use; None where it chose itself: then `cores` of the results tells."""
+    states: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Clocks, governor and load of the machine, `before` and `after` all was timed."""
     failures: dict[str, str] = Field(default_factory=dict)
     """By engine and batch size that it failed at, the first line of why; it was not called from there on."""
     notes: tuple[str, ...] = ()
@@ -109,97 +123,14 @@ def changes(now: SpeedReport, before: SpeedReport) -> list[Change]:
     return [
         Change(engine=result.engine, batch=result.batch, before=earlier[key], now=result.times_reference)
         for result in now.results
-        if (key := (result.engine, result.batch)) in earlier and result.engine != _REFERENCE
+        if (key := (result.engine, result.batch)) in earlier and result.engine != REFERENCE
     ]
 
 
-def measure(
-    engines: Sequence[Engine],
-    *,
-    reference: Engine,
-    batches: Sequence[int],
-    rounds: int,
-    passes_a_face: int,
-    gflop_a_face: float | None = None,
-    peaks: Mapping[str, float] = MappingProxyType({}),
-    progress: Callable[[int], object] = lambda _: None,
-) -> tuple[list[EngineSpeed], dict[str, str]]:
-    """Time engines and the reference in turn, at each batch size from the smallest on.
-
-    An engine that fails costs only itself: it is not called again, at this batch size or a larger one. The reference
-    must not fail.
-
-    Args:
-        engines: what is measured.
-        reference: what they are compared with; it is measured too.
-        batches: numbers of faces in a call.
-        rounds: counted calls of each engine at each batch size.
-        passes_a_face: how many a graph computes.
-        gflop_a_face: 10^9 operations of these; None where not known.
-        peaks: by type of number, 10^12 operations a second of a large matrix product.
-        progress: called with 1 after every round.
-
-    Returns:
-        The times, and of engines that failed, by name and batch size, the first line of why.
-    """
-    results: list[EngineSpeed] = []
-    failures: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for batch in sorted(batches):
-        everyone = [
-            engine for engine in (reference, *engines) if batch <= engine.max_batch and engine.name not in failed
-        ]
-        # How long an engine takes does not depend on what a face shows.
-        faces = np.random.default_rng(0).integers(0, 256, (batch, *reference.face_shape), dtype=np.uint8)
-        calls: dict[str, Callable[[], object]] = {
-            engine.name: functools.partial(_unless_failed, failed, engine.name, functools.partial(engine.run, faces))
-            for engine in everyone
-        }
-        calls[reference.name] = functools.partial(reference.run, faces)
-        samples = interleave(calls, rounds=rounds, warmup=3, progress=progress)
-        for engine in everyone:
-            if engine.name in failed:
-                continue
-            times = samples[engine.name]
-            faces_a_second = 1000 * batch / float(np.median(times))
-            results.append(
-                EngineSpeed(
-                    engine=engine.name,
-                    batch=batch,
-                    latency_ms=latency_of(times),
-                    ms_a_face=round(float(np.median(times)) / batch, 4),
-                    faces_a_second=round(faces_a_second, 2),
-                    passes_a_second=round(faces_a_second * passes_a_face, 1),
-                    times_reference=ratio_of(samples[reference.name], times),
-                    share_of_peak=_share(faces_a_second, gflop_a_face, peaks.get(PRECISIONS[engine.precision].number)),
-                    split_ms=_unless_failed(failed, engine.name, functools.partial(engine.split, faces)),
-                    uncaptured=getattr(engine, "uncaptured", None),
-                    samples_ms=tuple(round(float(value), 4) for value in times),
-                )
-            )
-        failures |= {
-            f"{engine.name} at batch {batch}": failed[engine.name] for engine in everyone if engine.name in failed
-        }
-    return results, failures
-
-
-def _unless_failed(failed: dict[str, str], name: str, work: Callable[[], _Answer]) -> _Answer | None:
-    """Do the work of an engine, unless it has failed before; if it does now, note the first line of why.
-
-    Not the first call alone goes through it: what is captured as a CUDA graph is so in the second or the third.
-    """
-    if name in failed:
-        return None
-    try:
-        return work()
-    except Exception as err:  # of any runtime, on the one machine there may be: the others are wanted all the same
-        failed[name] = str(err).strip().partition("\n")[0] or type(err).__name__
-    torch.cuda.empty_cache()  # what a failed call held of the device is free once its exception is gone
-    return None
-
-
-def _share(faces_a_second: float, gflop_a_face: float | None, peak_tops: float | None) -> float | None:
-    """What part of a peak, in 10^12 operations a second, so many faces are."""
-    if gflop_a_face is None or peak_tops is None:
-        return None
-    return round(faces_a_second * gflop_a_face / 1000 / peak_tops, 4)
+def best_of(results: Sequence[EngineSpeed]) -> list[EngineSpeed]:
+    """Of each engine the batch size at which it decides about most faces a second, in the order of the results."""
+    best: dict[str, EngineSpeed] = {}
+    for row in results:
+        if row.engine not in best or row.faces_a_second > best[row.engine].faces_a_second:
+            best[row.engine] = row
+    return list(best.values())

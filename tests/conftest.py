@@ -68,6 +68,15 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return typed
 
 
+@pytest.fixture
+def small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products that take no time, where it matters little how fast they are."""
+    from emoexport import gemm_peak
+
+    monkeypatch.setattr(gemm_peak, "_SECONDS", 0.01)
+    monkeypatch.setattr(gemm_peak, "_SIZE", {"cpu": 64})
+
+
 @pytest.fixture(scope="session")
 def quiet() -> Console:
     return Console(quiet=True)

@@ -1,9 +1,11 @@
 """What a bench times, skips and loses; PyTorch's own ways; peaks; the script. How fast anything is, no test says."""
 
+import copy
 import csv
 import functools
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -11,21 +13,27 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from emoexport import benchmark, gemm_peak, sessions
+from emoexport import benchmark, footprint, gemm_peak, measurement, sessions
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda
+from emoexport.engines.machine import find_compiler
+from emoexport.engines.memory_probe import Memory
 from emoexport.engines.timing import Ratio, latency_of
-from emoexport.errors import MissingRuntime, UsageError
+from emoexport.errors import CheckFailed, MissingRuntime, UsageError
 from emoexport.fold import Fold
+from emoexport.measurement import Cost, measure
 from emoexport.outcome import Outcome
-from emoexport.rivals import RIVALS, Rival, RivalEngine, rivals_for
-from emoexport.throughput import EngineSpeed, SpeedReport, changes, measure
-from emoexport.views import views_named
+from emoexport.reference import Reference
+from emoexport.rivals import RIVALS, PlainRival, Rival, RivalEngine, export_plain, rivals_for
+from emoexport.speed_tables import speed_csv, speed_markdown
+from emoexport.throughput import EngineSpeed, SpeedReport, best_of, changes
+from emoexport.views import VIEWS, views_named
 
 no_gpu = pytest.mark.skipif(bool(find_cuda().devices), reason="there is a CUDA device")
 RUN_SH = Path(__file__).parents[1] / "docs/results/gpu/run.sh"
@@ -86,9 +94,24 @@ def test_a_dry_run_on_the_cpu_says_what_is_missing(bundle):
     planned = {one.name: one.problem for one in benchmark.plan_bench(bundle)}
     assert planned["onnxruntime-fp32"] == ""
     assert planned["inductor-fp32"] == "the bundle has no engine of it"
-    assert not any(name in planned for name in RIVALS)
+    assert not any(row.engine in planned for row in RIVALS)
     few = benchmark.plan_bench(bundle, engines=["onnxruntime"], precisions=["int8"], rivals=True)
-    assert [one.name for one in few] == ["torch-fp32", "torch-batched-fp32", "torch-autocast-bf16", "onnxruntime-int8"]
+    assert [one.name for one in few] == [
+        *("torch-fp32", "torch-batched-fp32", "torch-autocast-bf16", "torch-compile-fp32", "torch-compile-bf16"),
+        *("onnxruntime-plain-fp32", "openvino-plain", "onnxruntime-int8"),
+    ]
+
+
+def test_rivals_that_lack_something_are_skipped(bundle, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("emoexport.rivals.importlib.util.find_spec", lambda name: None if name == "openvino" else name)
+    problems = {row.engine: row.problem for row in rivals_for("cpu")}
+    lacking = "there is no no-such-compiler, which torch.compile needs"
+    assert {name: why for name, why in problems.items() if why} == {
+        **dict.fromkeys(["torch-compile-fp32", "torch-compile-bf16"], lacking),
+        "openvino-plain": "not installed",
+    }
+    assert not any(row.problem for row in rivals_for("cuda"))
 
 
 def test_devices_and_engines_must_agree(bundle):
@@ -99,39 +122,99 @@ def test_devices_and_engines_must_agree(bundle):
     assert caught.value.hint == "--device cpu"
 
 
-@pytest.mark.parametrize("row", rivals_for("cpu"), ids=lambda row: f"{row.name}-{row.precision}")
-def test_rivals_decide_as_the_reference_does(row, bundle, faces):
-    import copy
-
-    reference = sessions.open_reference(bundle)[0]
-    members = copy.deepcopy(reference.members)
-    engine = RivalEngine(
-        row,
-        members,
-        lambda together: Fold(together, reference.views, reference.decision),
-        device="cpu",
-        face_shape=(32, 32, 1),
-        max_batch=64,
-    )
-    assert engine.name == f"{row.name}-{row.precision}"
-    found, wanted = engine.run(faces[0][:9]), reference.run(faces[0][:9])
-    slack = 1e-5 if row.precision == "fp32" else 5e-2
+def decides_as_the_reference_does(engine: Engine, reference: Reference, images: np.ndarray) -> None:
+    found, wanted = engine.run(images), reference.run(images)
+    slack = 1e-5 if engine.precision == "fp32" else 5e-2
     assert np.abs(found.probabilities - wanted.probabilities).max() <= slack
     assert found.probabilities.dtype == np.float32
-    assert np.abs(engine.scores(faces[0][:9]) - reference.scores(faces[0][:9])).max() <= 2 * slack
+    assert np.abs(engine.scores(images) - reference.scores(images)).max() <= 2 * slack
+    if engine.precision == "fp32":
+        assert np.array_equal(found.label, wanted.label)
 
 
-def test_a_bench_with_rivals_knows_the_peak(bundle, quiet, monkeypatch):
-    monkeypatch.setattr(gemm_peak, "_SECONDS", 0.01)
-    monkeypatch.setattr(gemm_peak, "_SIZE", {"cpu": 64})
-    report = benchmark.bench(
-        bundle, engines=["onnxruntime"], precisions=["fp32", "int8"], rivals=True, batches=[2], rounds=2, console=quiet
-    )
+def rival_of(row: Rival, reference: Reference) -> RivalEngine:
+    """With members of its own, since those of a rival in fewer bits are put in another order."""
+    members, decided = copy.deepcopy(reference.members), (reference.views, reference.decision)
+    return RivalEngine(row, members, lambda together: Fold(together, *decided), face_shape=(32, 32, 1), max_batch=64)
+
+
+OF_PYTORCH = [row for row in rivals_for("cpu") if row.runtime is None]
+
+
+@pytest.mark.parametrize("row", OF_PYTORCH, ids=lambda row: row.engine)
+def test_rivals_decide_as_the_reference_does(row, bundle, faces, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda whole, **settings: asked.append(settings) or whole)
+    reference = sessions.open_reference(bundle)[0]
+    engine = rival_of(row, reference)
+    assert engine.name == row.engine
+    decides_as_the_reference_does(engine, reference, faces[0][:9])
+    assert asked == [{"dynamic": False, "options": {"freezing": True}}] * row.name.startswith("torch-compile")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_compiler()[1] is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("row", [row for row in OF_PYTORCH if row.compiled], ids=lambda row: row.engine)
+def test_compiled_rivals_decide_as_the_reference_does(row, bundle, faces):
+    reference = sessions.open_reference(bundle)[0]
+    torch.compiler.reset()
+    decides_as_the_reference_does(rival_of(row, reference), reference, faces[0][:9])
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A reference of two small members, with weights and rules, and what the exporter writes of them."""
+    torch.manual_seed(1)
+    flat, pool = torch.nn.Flatten, torch.nn.AdaptiveAvgPool2d
+    members = [
+        torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.GELU(), pool(4), flat(), torch.nn.Linear(128, 7)).eval()
+        for _ in range(2)
+    ]
+    weights, rules = np.array([[1.0, 2, 3], [4, 5, 6]]), Decision(temperature=0.5, thresholds={"happy": 0.2})
+    reference = Reference(members=members, views=views_named(list(VIEWS)[:3]), decision=rules, weights=weights)
+    return reference, export_plain(reference, tmp_path_factory.mktemp("plain"), face_shape=(32, 32, 1))
+
+
+@pytest.mark.parametrize("row", [row for row in rivals_for("cpu") if row.runtime], ids=lambda row: row.engine)
+def test_plain_exports_decide_as_the_reference_does(row, plain, faces):
+    if row.problem:
+        pytest.skip(row.problem)
+    reference, files = plain
+    engine = PlainRival(row, reference, files, face_shape=(32, 32, 1), max_batch=64, threads=1)
+    assert engine.name == f"{row.name}-{engine.precision}"
+    assert row.precision in ("", engine.precision)
+    decides_as_the_reference_does(engine, reference, faces[0][:9])
+    assert len(engine.run(faces[0][:1]).label) == 1
+
+
+def test_plain_exports_have_none_of_our_rewrites(plain):
+    """Each file is one member, from pictures to logits, with the shapes that PyTorch gives."""
+    reference, files = plain
+    assert len(files) == len(reference.members)
+    for member, file in zip(reference.members, files, strict=True):
+        graph = onnx.load(file).graph
+        assert [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim][1:] == [1, 32, 32]
+        assert len(graph.output) == 1
+        stored = {tuple(weight.dims) for weight in graph.initializer}
+        assert {tuple(weight.shape) for weight in member.parameters() if weight.ndim == 4} <= stored
+
+
+def test_a_bench_with_rivals_knows_the_peak(bundle, quiet, small_peak, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no translation\nfor this operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(torch, "compile", lambda whole, **_: whole)
+    chosen = {"engines": ["onnxruntime"], "precisions": ["fp32", "int8"], "rivals": True, "memory": False}
+    report = benchmark.bench(bundle, **chosen, batches=[2], rounds=2, console=quiet)
     found = {result.engine: result for result in report.results}
     assert set(found) == {
-        *("torch-fp32", "torch-batched-fp32", "torch-autocast-bf16"),
+        *("torch-fp32", "torch-batched-fp32", "torch-autocast-bf16", "torch-compile-fp32", "torch-compile-bf16"),
         *("onnxruntime-fp32", "onnxruntime-int8"),
     }
+    assert report.failures == dict.fromkeys(["onnxruntime-plain-fp32", "openvino-plain"], "no translation")
+    assert "openvino-plain failed, and was left out from there on: no translation." in report.notes
     assert set(report.gemm_peak_tops) == {"fp32", "bf16"}  # PyTorch has no product of INT8 on CPUs
     fast = found["onnxruntime-fp32"]
     gflop = bundle.manifest.gflop_a_face
@@ -139,15 +222,18 @@ def test_a_bench_with_rivals_knows_the_peak(bundle, quiet, monkeypatch):
         fast.faces_a_second * gflop / 1000 / report.gemm_peak_tops["fp32"], rel=1e-2, abs=1e-4
     )
     assert found["onnxruntime-int8"].share_of_peak is None
-    assert fast.split_ms is None
+    assert fast.compute_ms == fast.split_ms[1] > 0
+    assert found["torch-batched-fp32"].split_ms is None
     text = (bundle.path / "reports/bench.md").read_text()
     assert "A large matrix product by PyTorch reaches here" in text
     assert "| torch-autocast | bf16 | 2 |" in text
     assert "| onnxruntime | int8 | 2 |" in text
 
 
-def test_int8_with_fp16_between_is_one_precision(bundle, quiet):
-    benchmark.bench(bundle, engines=["onnxruntime"], precisions=["int8-fp16"], batches=[1], rounds=2, console=quiet)
+def test_int8_with_fp16_between_is_one_precision(bundle, quiet, small_peak):
+    benchmark.bench(
+        bundle, engines=["onnxruntime"], precisions=["int8-fp16"], batches=[1], rounds=2, memory=False, console=quiet
+    )
     assert "| onnxruntime | int8-fp16 | 1 |" in (bundle.path / "reports/bench.md").read_text()
 
 
@@ -155,7 +241,7 @@ def test_an_engine_is_not_timed_beyond_its_largest_call(bundle):
     opened = sessions.open_engines(bundle, engines=["onnxruntime"], precisions=["fp32"])
     judge = sessions.open_judge(bundle, sessions.open_reference(bundle)[0])
     opened[0].max_batch = 2
-    found, failures = measure(opened, reference=judge, batches=[2, 4], rounds=2, passes_a_face=32)
+    found, failures, _ = measure(opened, reference=judge, batches=[2, 4], rounds=2, cost=Cost(passes_a_face=32))
     assert failures == {}
     assert [(one.engine, one.batch) for one in found] == [
         ("torch-fp32", 2),
@@ -170,7 +256,7 @@ def test_an_engine_that_fails_costs_only_itself(at_call, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     judge, sound, ill = Scripted("fp32"), Scripted("int8"), Scripted("fp16", fails_from=2, at_call=at_call)
     # Whatever the order: a larger batch is not tried after a smaller one that failed.
-    found, failures = measure([ill, sound], reference=judge, batches=[4, 2, 1], rounds=3, passes_a_face=1)
+    found, failures, _ = measure([ill, sound], reference=judge, batches=[4, 2, 1], rounds=3, cost=Cost(passes_a_face=1))
     assert failures == {"onnxruntime-fp16 at batch 2": "out of memory"}
     assert emptied == [1]
     assert [(one.engine[12:], one.batch) for one in found] == [
@@ -183,7 +269,9 @@ def test_an_engine_that_fails_costs_only_itself(at_call, monkeypatch):
 
 def test_an_engine_that_cannot_tell_its_parts(monkeypatch):
     ill = Scripted("fp16", split=2)
-    found, failures = measure([ill], reference=Scripted("fp32"), batches=[1, 2, 4], rounds=2, passes_a_face=1)
+    found, failures, _ = measure(
+        [ill], reference=Scripted("fp32"), batches=[1, 2, 4], rounds=2, cost=Cost(passes_a_face=1)
+    )
     assert failures == {"onnxruntime-fp16 at batch 2": "ValueError"}
     assert [one.split_ms for one in found if one.engine == ill.name] == [(0.1, 0.2, 0.3), None]
 
@@ -191,19 +279,17 @@ def test_an_engine_that_cannot_tell_its_parts(monkeypatch):
 def test_the_reference_must_not_fail():
     judge = Scripted("fp32", fails_from=2)
     with pytest.raises(RuntimeError, match="out of memory"):
-        measure([Scripted("fp16")], reference=judge, batches=[1, 2], rounds=2, passes_a_face=1)
+        measure([Scripted("fp16")], reference=judge, batches=[1, 2], rounds=2, cost=Cost(passes_a_face=1))
 
 
-def test_failures_and_what_is_not_captured_are_reported(bundle, call, monkeypatch):
-    monkeypatch.setattr(gemm_peak, "_SECONDS", 0.01)
-    monkeypatch.setattr(gemm_peak, "_SIZE", {"cpu": 64})
+def test_failures_and_what_is_not_captured_are_reported(bundle, call, small_peak, monkeypatch):
     ill, lacking, captured = (Scripted(precision) for precision in ("fp16", "int8", "int8-fp16"))
     ill.fails_from = 4
     lacking.uncaptured, captured.uncaptured = "some binding has no CUDA graphs", ""
     for engine in (ill, lacking, captured):
         engine.face_shape = bundle.manifest.face_shape
     monkeypatch.setattr(benchmark, "open_engines", lambda *_, **__: [ill, lacking, captured])
-    code, out, _ = call("bench", bundle.path, "--batch", 2, "--batch", 4, "--rounds", 2)
+    code, out, _ = call("bench", bundle.path, "--batch", 2, "--batch", 4, "--rounds", 2, "--no-memory")
     said = "onnxruntime-fp16 at batch 4 failed, and was left out from there on: out of memory."
     assert code == 0
     assert said in out
@@ -223,16 +309,16 @@ def compiled_rival(monkeypatch):
     """Makes rivals that are compiled by a backend that counts its graphs, and those graphs."""
     graphs = []
 
-    def count(graph, _):
+    def count(graph, *_, **__):
         graphs.append(graph)
         return graph.forward
 
     def make(precision, dtype):
-        settings = {"dtype": dtype, "compile_mode": "default"}
-        row = Rival(name="torch-compile", title="", precision=precision, devices=("cpu",), **settings)
+        settings = {"dtype": dtype, "compiled": {"options": {"freezing": True}}}
+        row = Rival(name="torch-compile", title="", precision=precision, device="cpu", **settings)
         members = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 7))]
         fold = functools.partial(Fold, views=views_named(["identity"]), decision=Decision())
-        return RivalEngine(row, members, fold, device="cpu", face_shape=(4, 4, 1), max_batch=64)
+        return RivalEngine(row, members, fold, face_shape=(4, 4, 1), max_batch=64)
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
     torch.compiler.reset()
@@ -255,7 +341,7 @@ def test_a_rival_that_is_compiled_no_more_is_not_timed(compiled_rival, monkeypat
     rival = compiled_rival[0]("fp32", None)
     reference = Scripted("fp16")
     reference.face_shape = rival.face_shape
-    found, failures = measure([rival], reference=reference, batches=[1, 2], rounds=2, passes_a_face=1)
+    found, failures, _ = measure([rival], reference=reference, batches=[1, 2], rounds=2, cost=Cost(passes_a_face=1))
     assert [one.batch for one in found if one.engine == rival.name] == [1]
     assert "recompile_limit" in failures["torch-compile-fp32 at batch 2"]
 
@@ -414,9 +500,21 @@ def test_changes_are_those_beyond_both_intervals():
     assert [one.is_faster for one in changes(before, now)] == [True, False]
 
 
-def test_the_command_fails_where_an_engine_became_slower(bundle, call, tmp_path):
+def test_the_command_fails_where_an_engine_became_slower(bundle, call, small_peak, tmp_path):
     earlier = tmp_path / "earlier.json"
-    typed = ("bench", bundle.path, "--engine", "onnxruntime", "--precision", "fp32", "--batch", 4, "--rounds", 3)
+    typed = (
+        "bench",
+        bundle.path,
+        "--engine",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "--batch",
+        4,
+        "--rounds",
+        3,
+        "--no-memory",
+    )
     earlier.write_text(report(speed((1e6, 1e6 - 1, 1e6 + 1))).to_json())
     code, out, _ = call(*typed, "--compare", earlier)
     assert code == 1
@@ -430,22 +528,155 @@ def test_the_command_fails_where_an_engine_became_slower(bundle, call, tmp_path)
     assert call(*typed, "--compare", earlier)[0] == 4
 
 
-def test_other_forms_are_alone_on_standard_output(bundle, call):
-    typed = ("bench", bundle.path, "--engine", "onnxruntime", "--precision", "fp32", "--batch", 2, "--rounds", 2)
+def test_other_forms_are_alone_on_standard_output(bundle, call, small_peak):
+    typed = (
+        "bench",
+        bundle.path,
+        "--engine",
+        "onnxruntime",
+        "--precision",
+        "fp32",
+        "--batch",
+        2,
+        "--rounds",
+        2,
+        "--no-memory",
+    )
     _, out, _ = call(*typed, "--csv")
     rows = list(csv.DictReader(out.splitlines()))
     assert [(row["engine"], row["batch"]) for row in rows] == [("torch-fp32", "2"), ("onnxruntime-fp32", "2")]
     assert float(rows[1]["low"]) <= float(rows[1]["times_reference"]) <= float(rows[1]["high"])
+    assert [(row["unstable"] in "01", row["peak_bytes"]) for row in rows] == [(True, "")] * 2
+    assert float(rows[1]["before_ms"]) + float(rows[1]["compute_ms"]) + float(rows[1]["after_ms"]) > 0
+    assert int(rows[1]["size_bytes"]) == bundle.sizes()["fp32"]
     _, out, _ = call(*typed, "--markdown")
     assert out.startswith("# Throughput")
 
 
-def test_rows_that_vary_are_marked(bundle, quiet, monkeypatch):
+def test_rows_that_vary_are_marked(bundle, quiet, small_peak, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (3.0, 1.0, 1.0))
-    found = benchmark.bench(bundle, engines=["onnxruntime"], precisions=["fp32"], batches=[1], rounds=4, console=quiet)
+    chosen = {"engines": ["onnxruntime"], "precisions": ["fp32"], "memory": False}
+    found = benchmark.bench(bundle, **chosen, batches=[1], rounds=4, console=quiet)
     for result in found.results:
-        assert result.unstable == (result.latency_ms.spread_pct > 2.5)
+        assert result.unstable == (result.latency_ms.spread_pct > 2.5 or (result.others_cores or 0) > 0.1)
+        assert result.cores > 0
     assert any("load average 3.0" in note for note in found.notes)
     assert any("Unstable" in note for note in found.notes) == any(result.unstable for result in found.results)
     assert set(found.load_s) == {"onnxruntime-fp32"}
     assert found.load_s["onnxruntime-fp32"] > 0
+    assert {when: state["load_average"] for when, state in found.states.items()} == {"before": "3.00", "after": "3.00"}
+    assert found.memory == {}
+
+
+def test_rows_timed_beside_others_are_marked(monkeypatch):
+    monkeypatch.setattr(measurement.OtherProcesses, "cores", lambda _: 0.4)
+    found, _, _ = measure([], reference=Scripted("fp32"), batches=[1], rounds=5, cost=Cost(passes_a_face=1))
+    assert found[0].others_cores == 0.4
+    assert found[0].unstable
+    assert benchmark._others(found) == ["Other processes kept 0.4 cores busy while batches of 1 were timed."]
+    still = found[0].model_copy(
+        update={"others_cores": 0.1, "latency_ms": found[0].latency_ms.model_copy(update={"spread_pct": 2.5})}
+    )
+    assert not still.unstable
+    assert benchmark._others([still]) == []
+
+
+@pytest.fixture
+def scripted_times(monkeypatch):
+    """Has engines take so many milliseconds by batch size, as a function says; calls for the rounds that were asked."""
+
+    def say(milliseconds):
+        asked = []
+
+        def interleave(calls, *, rounds, seconds, warmup, progress):
+            for name in calls:
+                for _ in range(warmup + rounds):
+                    calls[name]()
+            asked.append(seconds)
+            return {name: np.full(rounds, milliseconds(name, 1 << len(asked) - 1)) for name in calls}
+
+        monkeypatch.setattr(measurement, "interleave", interleave)
+        return asked
+
+    return say
+
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def growing(**further):
+    settings = {"batches": SIZES, "rounds": 5, "growing": True, "cost": Cost(passes_a_face=1)} | further
+    return measure([Scripted("fp16")], reference=Scripted("fp32"), **settings)
+
+
+def test_batches_are_doubled_until_no_engine_gains(scripted_times):
+    # The reference gains nothing; the other 20 % from 1 to 2 and from 2 to 4, and 4 % from 4 to 8.
+    gains = {1: 1, 2: 1.2, 4: 1.44, 8: 1.44 * 1.04, 16: 99}
+    asked = scripted_times(lambda name, batch: 10 * batch / (gains[batch] if name.endswith("16") else 1))
+    found, _, stopped = growing(seconds=60)
+    assert asked == [60] * 4
+    assert {row.batch for row in found} == {1, 2, 4, 8}
+    assert stopped == "Batches were doubled up to 8, where no engine was 5 % faster than before."
+    assert [(row.engine, row.batch) for row in best_of(found)] == [("onnxruntime-fp32", 1), ("onnxruntime-fp16", 8)]
+
+
+def test_gains_are_over_the_best_and_not_the_last(scripted_times):
+    rates = {1: 100, 2: 50, 4: 90, 8: 999}
+    scripted_times(lambda name, batch: 1000 * batch / rates[batch])
+    assert {row.batch for row in growing()[0]} == {1, 2}
+
+
+def test_batches_are_doubled_as_long_as_there_is_time(scripted_times):
+    scripted_times(lambda name, batch: 500.0)  # a round is 1 s, and is taken for 2 s at twice the batch
+    found, _, stopped = growing(seconds=9.9)
+    assert {row.batch for row in found} == {1}
+    assert stopped == "Batches were doubled up to 1: 5 rounds at 2 would have taken 10 s, and may take 9.9."
+    assert {row.batch for row in growing(seconds=10)[0]} == set(SIZES)
+
+
+def test_batches_that_are_given_are_all_timed(scripted_times, bundle):
+    scripted_times(lambda name, batch: 1e6 * batch)
+    found, _, stopped = growing(growing=False)
+    assert ({row.batch for row in found}, stopped) == (set(SIZES), "")
+    assert benchmark._sizes(bundle, [3, 1]) == [3, 1]
+    assert benchmark._sizes(bundle, None) == list(SIZES)
+
+
+def test_a_bench_doubles_and_measures_memory(bundle, call, small_peak, monkeypatch):
+    real, asked = footprint.measure_memory, []
+
+    def probe(request, batch):
+        asked.append((request.settings.get("precision"), batch))
+        if request.opener.endswith(":open_loop"):  # in this process, since PyTorch takes seconds to import
+            engine = pkgutil.resolve_name(request.opener)(**json.loads(json.dumps(request.settings)))
+            assert len(engine.run(np.zeros((batch, 32, 32, 1), np.uint8)).label) == batch
+            return Memory(batch=batch, baseline_bytes=4 * 10**8, peak_bytes=5 * 10**8)
+        if request.settings["precision"] == "int8":
+            raise CheckFailed("killed")
+        return real(request, batch)
+
+    monkeypatch.setattr(footprint, "measure_memory", probe)
+    monkeypatch.setattr(benchmark, "_sizes", lambda *_: [1, 2])
+    typed = ("--engine", "onnxruntime", "--precision", "fp32", "--precision", "int8", "--rounds", 2, "--threads", 1)
+    code, out, _ = call("bench", bundle.path, *typed)
+    assert code == 0
+    assert asked == [(None, 2), ("fp32", 2), ("int8", 2)]
+    found = SpeedReport.parse_json(bundle.path / "reports/bench.json")
+    assert found == SpeedReport.model_validate_json(out.splitlines()[-1])
+    assert set(found.memory) == {"torch-fp32", "onnxruntime-fp32"}
+    assert (found.threads, found.memory["onnxruntime-fp32"].batch) == (1, 2)
+    assert "The memory that onnxruntime-int8 takes is not known: killed." in found.notes
+    peak = f"{found.memory['onnxruntime-fp32'].peak_bytes / 1e6:.0f}"
+    for text in (out, (bundle.path / "reports/bench.md").read_text()):
+        row = next(line for line in text.split("best batch")[1].splitlines() if "onnxruntime-fp32" in line)
+        assert peak in row.replace("|", " ").split()
+
+
+def test_reports_of_before_are_read():
+    """One that was written before it had memory, parts of a call and states: they are not known."""
+    found = SpeedReport.parse_json(RUN_SH.parents[1] / "fer2013-cpu/bench.json")
+    assert (found.schema_version, found.memory, found.states) == (1, {}, {})
+    assert {row.compute_ms for row in found.results} == {None}
+    assert not any(one.is_slower or one.is_faster for one in changes(found, found))
+    assert len(speed_csv(found).splitlines()) == 1 + len(found.results)
+    assert speed_markdown(found).count("| torch-fp32 |") == 1

@@ -1,11 +1,13 @@
 import functools
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from emoexport import benchmark
+from emoexport.engines import timing
 from emoexport.engines.timing import interleave, latency_of, ratio_of
 from emoexport.errors import BadBundle
 
@@ -28,6 +30,19 @@ def test_times_are_milliseconds():
     assert 20 <= latency_of(samples["nap"]).p50_ms < 60
 
 
+@pytest.mark.parametrize(("milliseconds", "rounds"), [(10_000, 5), (1000, 6), (500, 12), (100, 20)])
+def test_rounds_are_as_many_as_there_is_time_for(milliseconds, rounds, monkeypatch):
+    now = iter(range(0, 10**18, milliseconds * 500_000))  # a call is two looks at the clock; a round two calls
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter_ns=lambda: next(now)))
+    calls, done = dict.fromkeys("ab", lambda: None), []
+    found = interleave(calls, rounds=20, warmup=3, seconds=6.0, progress=done.append)
+    assert {name: len(times) for name, times in found.items()} == {"a": rounds, "b": rounds}
+    assert found["a"][0] == milliseconds / 2
+    assert len(done) == 3 + rounds
+    few = interleave(calls, rounds=2, warmup=3, seconds=0.001)
+    assert len(few["a"]) == 2, "what was asked for is the most"
+
+
 def test_a_ratio_and_its_interval():
     rng = np.random.default_rng(0)
     drift = np.linspace(1, 3, 40)  # the machine slows down threefold; both feel it
@@ -38,8 +53,8 @@ def test_a_ratio_and_its_interval():
     assert ratio_of(slow, slow).value == 1
 
 
-def test_bench_measures_every_engine_and_the_reference(bundle, quiet):
-    report = benchmark.bench(bundle, batches=(1, 4), rounds=3, console=quiet)
+def test_bench_measures_every_engine_and_the_reference(bundle, quiet, small_peak):
+    report = benchmark.bench(bundle, batches=(1, 4), rounds=3, memory=False, console=quiet)
     names = {result.engine for result in report.results}
     assert "torch-fp32" in names
     assert len(report.results) == 2 * len(names)

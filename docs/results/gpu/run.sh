@@ -51,7 +51,7 @@ small() { # layout: every precision, batches of 1 to 64
   step 900 "build-$1" emoexport build "$work/run" -o "$work/$1" --layout "$1" \
     --fp16 --bf16 --int8-fp16 --fp8 --keep-rejected
   engines "$1" "$1" --opt-batch 1 --opt-batch 16 --max-batch 64
-  step 600 "bench-$1" emoexport bench "$work/$1" --device cuda
+  step 900 "bench-$1" emoexport bench "$work/$1" --device cuda
   report "$1" "$1"
 }
 
