@@ -7,7 +7,7 @@ from emoexport.table_format import Row, markdown_table, terminal_table
 from emoexport.tables import machine_line, percent
 from emoexport.verdict import Verdict
 
-__all__ = ["parity_markdown", "parity_table", "reasons_of"]
+__all__ = ["engine_row", "evidence_row", "parity_markdown", "parity_table", "reasons_of"]
 
 _IN_TERMINAL = ("engine", "precision", "accuracy % [95 %]", "no worse than", "other labels", "ms a face", "verdict")
 
@@ -28,7 +28,7 @@ def parity_markdown(report: ParityReport) -> str:
         f"Certified is an engine that, at 95 %, loses no more than {lost} and decides no more than {other} otherwise; "
         "whose probabilities differ by no more than rounding explains; whose rows are independent at the batches "
         f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for.",
-        markdown_table([_engine_row(engine) for engine in report.engines]),
+        markdown_table([engine_row(engine) for engine in report.engines]),
         *_reasons(report),
     ]
     for rows in dict.fromkeys(result.rows for result in report.results):
@@ -37,7 +37,7 @@ def parity_markdown(report: ParityReport) -> str:
             f"## {rows} rows (n = {found[0].accuracy.n:,})",
             markdown_table(_parity_rows(report, rows, digits=2)),
             "Face by face against the reference:",
-            markdown_table([_evidence_row(result) for result in found]),
+            markdown_table([evidence_row(result) for result in found]),
         ]
     parts += [
         "Points and recall: accuracy and recall of the engine less those of the reference on the same faces, "
@@ -65,7 +65,8 @@ def _reasons(report: ParityReport) -> list[str]:
     return ["## Why not certified", "\n".join(lines)] if lines else []
 
 
-def _engine_row(engine: EngineReport) -> Row:
+def engine_row(engine: EngineReport) -> Row:
+    """What was found of an engine beside its answers."""
     worst = max(engine.relations, key=lambda check: (not check.holds, check.largest_difference))
     return {
         "engine": engine.engine,
@@ -117,7 +118,8 @@ def _parity_row(report: ParityReport, result: EngineParity, digits: int) -> Row:
     }
 
 
-def _evidence_row(result: EngineParity) -> Row:
+def evidence_row(result: EngineParity) -> Row:
+    """How an engine and the reference compare face by face."""
     found = result.evidence
     gain = found.gain_points
     emotion, change = min(found.recall.items(), key=lambda item: item[1].points.value)

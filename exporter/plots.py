@@ -9,11 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from emoexport.evaluation import BINS, EvaluationReport, Figures, RowsResult
 from emoexport.statistics import Estimate
 
-__all__ = ["BLUE", "GREY", "VERMILION", "evaluation_plots", "plain_axes", "png"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "VERMILION",
+    "draw_confusion",
+    "draw_reliability",
+    "evaluation_plots",
+    "plain_axes",
+    "png",
+]
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
 _COLOURS = {"all": BLUE, "clean": VERMILION}
@@ -60,19 +70,30 @@ def _confusion_plot(report: EvaluationReport) -> Figure:
     panels = len(report.results)
     figure = Figure(figsize=(6.4 * panels, 6.4), layout="constrained")
     for axes, result in zip(figure.subplots(1, panels, squeeze=False)[0], report.results, strict=True):
-        _draw_confusion(axes, np.array(result.figures.confusion), report.labels)
+        draw_confusion(axes, np.array(result.figures.confusion), report.labels)
         axes.set_title(_rows_and_n(result), fontsize=11)
     _titled(figure, "Confusion: faces, coloured by their share of the row", report)
     return figure
 
 
-def _draw_confusion(axes: Axes, counts: np.ndarray, labels: Sequence[str]) -> None:
+def draw_confusion(axes: Axes, counts: np.ndarray, labels: Sequence[str]) -> None:
+    """Faces by true and decided label, coloured by their share of the row.
+
+    Args:
+        axes: where.
+        counts: `(L, L)`, row the true label, column the decided one.
+        labels: the names of the L labels.
+    """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.65 else "black"
+        share = shares[row, column]
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BLUE, alpha=share, linewidth=0))
+        colour = "white" if share > 0.6 else "black"
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=11)
     places = np.arange(len(labels))
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_aspect("equal")
     axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=11)
     axes.set_yticks(places, labels, fontsize=11)
     axes.set_xlabel("decided", fontsize=11)
@@ -124,14 +145,14 @@ def _reliability_plot(report: EvaluationReport) -> Figure:
     figure = Figure(figsize=(5.2 * panels, 6.4), layout="constrained")
     grid = figure.subplots(2, panels, squeeze=False, sharex=True, height_ratios=[4, 1])
     for (above, below), result in zip(grid.T, report.results, strict=True):
-        _draw_reliability(above, below, result.figures, _COLOURS[result.rows])
+        draw_reliability(above, below, result.figures, _COLOURS[result.rows])
         above.set_title(_rows_and_n(result), fontsize=11)
     _titled(figure, f"Reliability in {BINS} bins", report)
     return figure
 
 
-def _draw_reliability(above: Axes, below: Axes, figures: Figures, colour: str) -> None:
-    """Accuracy over confidence above, how many faces each bin holds below."""
+def draw_reliability(above: Axes, below: Axes, figures: Figures, colour: str) -> None:
+    """Accuracy over confidence above, with the calibration error; how many faces each bin holds below."""
     bins = figures.calibration
     confidence = np.array([entry.confidence for entry in bins])
     value, low, high = np.array([(b.accuracy.value, b.accuracy.low, b.accuracy.high) for b in bins]).T

@@ -14,7 +14,7 @@ from emoexport.precision import PRECISIONS
 from emoexport.statistics import exact_interval
 from emoexport.table_format import Row, markdown_table, terminal_table
 
-__all__ = ["tuning_markdown", "tuning_plot", "tuning_sentences", "tuning_table"]
+__all__ = ["draw_costs", "draw_gains", "tuning_markdown", "tuning_plot", "tuning_sentences", "tuning_table"]
 
 
 def tuning_table(tuning: Tuning) -> Table:
@@ -71,34 +71,45 @@ def tuning_markdown(tuning: Tuning) -> str:
 
 def tuning_plot(tuning: Tuning) -> bytes:
     """Cost and gain of each block: PNG."""
-    places = np.arange(len(tuning.blocks))
-    figure = Figure(figsize=(11, 1.6 + 0.34 * len(places)), layout="constrained")
+    figure = Figure(figsize=(11, 1.6 + 0.34 * len(tuning.blocks)), layout="constrained")
     costs, gains = figure.subplots(1, 2, sharey=True)
-    for precision, colour, marker in ((tuning.setting.precision, VERMILION, "o"), ("fp16", BLUE, "s")):
-        found = [_alone(tuning, block, precision) for block in tuning.blocks]
-        values = [np.nan if trial is None or trial.cost is None else trial.cost.kl for trial in found]
-        costs.plot(values, places, marker, color=colour, label=PRECISIONS[precision].title)
-    costs.set_xscale("log")
-    costs.set_xlabel("KL divergence of the vote, nats (the block alone)")
-    costs.legend(loc="best", frameon=False)
-    left = [block in tuning.left for block in tuning.blocks]
-    estimates = [_gain(_trial(tuning, "without", tuning.setting.precision, (block,))) for block in tuning.blocks]
-    for is_left, colour, title in ((False, VERMILION, "chosen"), (True, GREY, "stays in FP32")):
-        rows = [row for row in places if left[row] == is_left]
-        middle = np.array([estimates[row][0] for row in rows])
-        reach = np.abs(np.array([estimates[row][1:] for row in rows]).reshape(-1, 2).T - middle)
-        gains.errorbar(middle, rows, xerr=reach, fmt="o", color=colour, capsize=3, label=title)
-    gains.axvline(0, color=GREY, linewidth=0.8)
-    gains.set_xlabel("time gained by few bits, % of a call")
-    gains.legend(loc="best", frameon=False)
-    for axes in (costs, gains):
-        _as_list(axes, tuning.blocks)
+    draw_costs(costs, tuning)
+    draw_gains(gains, tuning)
     setting = tuning.setting
     figure.suptitle(
         f"{PRECISIONS[setting.precision].title} block by block, {BACKENDS[setting.engine].title}, "
         f"n = {setting.faces:,} validation faces"
     )
     return png(figure)
+
+
+def draw_costs(axes: Axes, tuning: Tuning) -> None:
+    """How far the vote moves where one block alone is in few bits, or in FP16."""
+    places = np.arange(len(tuning.blocks))
+    for precision, colour, marker in ((tuning.setting.precision, VERMILION, "o"), ("fp16", BLUE, "s")):
+        found = [_alone(tuning, block, precision) for block in tuning.blocks]
+        values = [np.nan if trial is None or trial.cost is None else trial.cost.kl for trial in found]
+        axes.plot(values, places, marker, color=colour, label=PRECISIONS[precision].title)
+    axes.set_xscale("log")
+    axes.set_xlabel("KL divergence of the vote, nats (the block alone)")
+    axes.legend(loc="best", frameon=False)
+    _as_list(axes, tuning.blocks)
+
+
+def draw_gains(axes: Axes, tuning: Tuning) -> None:
+    """What part of the time few bits in a block gain, with intervals."""
+    places = np.arange(len(tuning.blocks))
+    left = [block in tuning.left for block in tuning.blocks]
+    estimates = [_gain(_trial(tuning, "without", tuning.setting.precision, (block,))) for block in tuning.blocks]
+    for is_left, colour, title in ((False, VERMILION, "chosen"), (True, GREY, "stays in FP32")):
+        rows = [row for row in places if left[row] == is_left]
+        middle = np.array([estimates[row][0] for row in rows])
+        reach = np.abs(np.array([estimates[row][1:] for row in rows]).reshape(-1, 2).T - middle)
+        axes.errorbar(middle, rows, xerr=reach, fmt="o", color=colour, capsize=3, label=title)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel("time gained by few bits, % of a call")
+    axes.legend(loc="best", frameon=False)
+    _as_list(axes, tuning.blocks)
 
 
 def _as_list(axes: Axes, names: Sequence[str]) -> None:
