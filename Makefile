@@ -47,7 +47,7 @@ format: $(READY) ## put the code in order
 
 links: ## the import tree as symlinks, for tools that run no import hooks
 	@rm -rf $(LINKS) && mkdir -p $(LINKS)
-	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(LINKS)/
+	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(CURDIR)/exporter/templates $(LINKS)/
 	@ln -s $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/calib $(LINKS)/
 
 # TensorRT's types for mypy, apart from what runs: in site-packages they would look as if TensorRT itself were there.

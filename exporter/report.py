@@ -1,0 +1,33 @@
+"""`reports/report.html`: all that is known of a bundle on one page."""
+
+from pathlib import Path
+
+from emoexport.bundle import Bundle
+from emoexport.files import write_text
+from emoexport.findings import find
+from emoexport.report_sections import page_of
+
+__all__ = ["REPORT", "write_report"]
+
+REPORT = "reports/report.html"
+
+
+def write_report(bundle: Bundle, *, out: Path | None = None, run: Path | None = None) -> Path:
+    """Write the page of a bundle: the same bytes as long as bundle, reports and run are the same.
+
+    Args:
+        bundle: the bundle.
+        out: the file; None for `reports/report.html` in the bundle.
+        run: where the training run is now, if it was moved.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        BadCheckpoint: if the run that is named is none.
+        UsageError: if it is not the one that the bundle was built from.
+        BadBundle: if a graph or a passport cannot be read.
+    """
+    path = out or bundle.path / REPORT
+    write_text(path, page_of(find(bundle, run)).html())
+    return path
