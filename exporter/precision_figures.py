@@ -60,18 +60,27 @@ def time_panel(report: ParityReport) -> Panel:
 
 def sensitivity_panels(tuning: Tuning) -> list[Panel]:
     """What each block costs alone in few bits, and what time it gains."""
-    height = 110 + 18 * len(tuning.blocks)
+    height = 130 + 18 * len(tuning.blocks)
     blocks = f"{len(tuning.blocks)} blocks"
+
+    def costs(axes: Axes) -> None:
+        draw_costs(axes, tuning)
+        legend_below(axes)
+
+    def gains(axes: Axes) -> None:
+        draw_gains(axes, tuning)
+        legend_below(axes)
+
     return [
         draw(
-            lambda axes: draw_costs(axes, tuning),
+            costs,
             name="costs",
             title="Cost",
             height=height,
             text=f"By block, of {blocks}, the divergence of the vote where it alone is in few bits.",
         ),
         draw(
-            lambda axes: draw_gains(axes, tuning),
+            gains,
             name="gains",
             title="Gain",
             height=height,

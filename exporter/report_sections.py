@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
+
 from emoexport.certificate_figures import (
     accuracy_panel,
     answered_by,
@@ -18,13 +20,13 @@ from emoexport.evaluation import BINS
 from emoexport.findings import Findings, Training
 from emoexport.page import Drawing, Missing, Page, Section, Sheet
 from emoexport.parity import EngineParity, ParityReport
-from emoexport.parity_tables import engine_row, evidence_row, parity_table, reasons_of
+from emoexport.parity_tables import engine_row, evidence_row, parity_table
 from emoexport.precision import PRECISIONS
 from emoexport.precision_figures import graph_panel, layers_panel, sensitivity_panels, time_panel
 from emoexport.saved_answers import SavedAnswers
 from emoexport.speed_figures import latency_panel, roofline_panel, throughput_panels
 from emoexport.speed_tables import speed_table
-from emoexport.svg import draw
+from emoexport.svg import draw, legend_below
 from emoexport.tables import machine_line
 from emoexport.throughput import SpeedReport
 from emoexport.train.curves import draw_accuracy, draw_losses
@@ -114,10 +116,7 @@ def _certificate(report: ParityReport) -> Section:
             f"and decides no more than {limits.max_disagreement_pct:g} % of the faces otherwise; whose probabilities "
             "differ by no more than rounding explains; whose rows are independent at the batches "
             f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for.",
-            *(
-                f"{', '.join(engines)}: {verdict}. {reason}."
-                for (verdict, reason), engines in reasons_of(report).items()
-            ),
+            *(f"{one.engine}: {one.verdict}. {'; '.join(one.reasons)}." for one in report.engines if one.reasons),
             *report.notes,
         ],
         parts=[
@@ -279,24 +278,33 @@ def _training_section(found: Findings) -> Section:
 
 
 def _curves(training: Training) -> Drawing:
-    epochs, settings, members = training.epochs, training.settings, training.members
-    best = max(member.accuracy for member in members) if members else 0.0
-    count = f"{len(epochs)} epochs of {training.backbone}"
+    best = max((member.accuracy for member in training.members), default=0.0)
+    count = f"{len(training.epochs)} epochs of {training.backbone}"
+
+    def accuracy(axes: Axes) -> None:
+        draw_accuracy(axes, training.epochs, training.settings, training.members)
+        legend_below(axes, columns=2)
+
+    def losses(axes: Axes) -> None:
+        draw_losses(axes, training.epochs, training.settings)
+        legend_below(axes, columns=2)
+
     return Drawing(
         panels=[
             draw(
-                lambda axes: draw_accuracy(axes, epochs, settings, members),
+                accuracy,
                 name="training-accuracy",
                 title="Accuracy",
-                height=300,
+                height=320,
                 text=f"Accuracy by epoch, {count}; the best member has {100 * best:.1f} % on validation faces.",
             ),
             draw(
-                lambda axes: draw_losses(axes, epochs, settings),
+                losses,
                 name="training-loss",
                 title="Loss",
-                height=300,
-                text=f"Loss by epoch, {count}; the last on validation faces is {epochs[-1]['validation_loss']:.3g}.",
+                height=320,
+                text=f"Loss by epoch, {count}; the last on validation faces is "
+                f"{training.epochs[-1]['validation_loss']:.3g}.",
             ),
         ],
         caption=f"{count}. Training accuracy is of augmented faces. Circles: weights that became members. Shaded: "

@@ -121,7 +121,7 @@ def _throughput_panel(runtime: str, results: Sequence[EngineSpeed], limits: tupl
         axes.set_ylabel("faces a second")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#dddddd", linewidth=0.8)
-        legend_below(axes, axes.get_lines())
+        legend_below(axes)
 
     return draw(
         drawing,

@@ -116,11 +116,12 @@ def draw_pair(drawing: Callable[[Axes, Axes], None], *, name: str, text: str, he
     return _panel(fill, name=name, text=text, height=height)
 
 
-def legend_below(axes: Axes, handles: Sequence[Artist]) -> None:
-    """A legend of what bears labels, below the axis and in nobody's way."""
+def legend_below(axes: Axes, handles: Sequence[Artist] = (), *, columns: int = 4) -> None:
+    """A legend below the axis and in nobody's way: of these, or of all that was drawn with a label."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=4, handlelength=2, columnspacing=1.2)
+    shown = list(handles) or axes.get_legend_handles_labels()[0]
+    figure.legend(handles=shown, loc="outside lower center", ncols=columns, handlelength=2, columnspacing=1.2)
 
 
 def list_rows(axes: Axes, rows: Sequence[Row]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.table import Table
 
 from emoexport.calib.tuning import Trial, Tuning
@@ -75,6 +76,8 @@ def tuning_plot(tuning: Tuning) -> bytes:
     costs, gains = figure.subplots(1, 2, sharey=True)
     draw_costs(costs, tuning)
     draw_gains(gains, tuning)
+    for axes in (costs, gains):
+        axes.legend(loc="best", frameon=False)
     setting = tuning.setting
     figure.suptitle(
         f"{PRECISIONS[setting.precision].title} block by block, {BACKENDS[setting.engine].title}, "
@@ -91,8 +94,9 @@ def draw_costs(axes: Axes, tuning: Tuning) -> None:
         values = [np.nan if trial is None or trial.cost is None else trial.cost.kl for trial in found]
         axes.plot(values, places, marker, color=colour, label=PRECISIONS[precision].title)
     axes.set_xscale("log")
-    axes.set_xlabel("KL divergence of the vote, nats (the block alone)")
-    axes.legend(loc="best", frameon=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("KL of the vote, nats (the block alone)")
     _as_list(axes, tuning.blocks)
 
 
@@ -108,7 +112,6 @@ def draw_gains(axes: Axes, tuning: Tuning) -> None:
         axes.errorbar(middle, rows, xerr=reach, fmt="o", color=colour, capsize=3, label=title)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_xlabel("time gained by few bits, % of a call")
-    axes.legend(loc="best", frameon=False)
     _as_list(axes, tuning.blocks)
 
 

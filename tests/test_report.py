@@ -266,6 +266,7 @@ def test_names_do_not_become_code(full):
     text = full.read_text()
     assert "&lt;i&gt;neck&lt;/i&gt; $x$" in text
     assert "<i>" not in text
+    assert "mathdefault" not in text
     assert "<script" not in text
     assert "&lt;script&gt;" in text
 

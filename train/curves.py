@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from emoexport.train.callbacks import History, read_history
 from emoexport.train.config import RunConfig, TrainingConfig
@@ -35,6 +36,8 @@ def draw_training(run: Path, config: RunConfig, members: Sequence[Candidate]) ->
     draw_accuracy(above, epochs, config.training, members)
     draw_losses(below, epochs, config.training)
     above.set_xlabel("")
+    above.legend(loc="lower right", fontsize="small")
+    below.legend(loc="upper right", fontsize="small")
     figure.suptitle(f"Training of {config.model.backbone}: {len(epochs)} epochs")
     path = run / "training.png"
     figure.savefig(path, dpi=110)
@@ -66,7 +69,6 @@ def draw_accuracy(
     axes.plot([], [], "o", color="white", markeredgecolor="black", label="became a member")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy, %")
-    axes.legend(loc="lower right", fontsize="small")
     _mark_course(axes, settings, named=True)
 
 
@@ -77,13 +79,13 @@ def draw_losses(axes: Axes, epochs: Sequence[Mapping[str, float]], settings: Tra
     axes.plot(numbers, [row["validation_loss"] for row in epochs], color=_COLOURS["network"], label="validation")
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
-    axes.legend(loc="upper right", fontsize="small")
     _mark_course(axes, settings, named=False)
 
 
 def _mark_course(axes: Axes, settings: TrainingConfig, *, named: bool) -> None:
     """Shade the phases; draw a line where averaging and distillation begin."""
     axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     count = len(settings.phases)
     strongest = max(settings.phases) or 1.0
     for index, strength in enumerate(settings.phases if count > 1 else ()):
