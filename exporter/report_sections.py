@@ -20,12 +20,12 @@ from emoexport.evaluation import BINS
 from emoexport.findings import Findings, Training
 from emoexport.page import Drawing, Missing, Page, Section, Sheet
 from emoexport.parity import EngineParity, ParityReport
-from emoexport.parity_tables import engine_row, evidence_row, parity_table
+from emoexport.parity_tables import engine_row, evidence_row, parity_table, reasons_of
 from emoexport.precision import PRECISIONS
 from emoexport.precision_figures import graph_panel, layers_panel, sensitivity_panels, time_panel
 from emoexport.saved_answers import SavedAnswers
 from emoexport.speed_figures import latency_panel, roofline_panel, throughput_panels
-from emoexport.speed_tables import speed_table
+from emoexport.speed_tables import engines_table, speed_table
 from emoexport.svg import draw, legend_below
 from emoexport.tables import machine_line
 from emoexport.throughput import SpeedReport
@@ -116,7 +116,7 @@ def _certificate(report: ParityReport) -> Section:
             f"and decides no more than {limits.max_disagreement_pct:g} % of the faces otherwise; whose probabilities "
             "differ by no more than rounding explains; whose rows are independent at the batches "
             f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for.",
-            *(f"{one.engine}: {one.verdict}. {'; '.join(one.reasons)}." for one in report.engines if one.reasons),
+            *(f"{', '.join(names)}: {verdict}. {reason}." for (verdict, reason), names in reasons_of(report).items()),
             *report.notes,
         ],
         parts=[
@@ -221,7 +221,13 @@ def _speed_sections(found: Findings) -> list[Section]:
             anchor="speed",
             title="Speed",
             lines=[*speed.notes],
-            parts=[latency, throughput, *roof, Sheet.of_terminal("all figures", speed_table(speed), folded=True)],
+            parts=[
+                latency,
+                throughput,
+                *roof,
+                Sheet.of_terminal("what each engine takes, and its best batch", engines_table(speed)),
+                Sheet.of_terminal("all figures", speed_table(speed), folded=True),
+            ],
         )
     ]
 

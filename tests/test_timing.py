@@ -70,3 +70,15 @@ def test_bench_measures_every_engine_and_the_reference(bundle, quiet, small_peak
 def test_a_batch_that_the_bundle_does_not_take(bundle, quiet):
     with pytest.raises(BadBundle, match="1 to 64"):
         benchmark.bench(bundle, batches=(1, 65), console=quiet)
+
+
+@pytest.mark.parametrize("rounds", [10, 20])
+def test_intervals_of_ratios_cover(rounds):
+    """On a machine that drifts, with calls that now and then take longer, as calls do: skewed times."""
+    rng, covered = np.random.default_rng(4), 0
+    for seed in range(300):
+        drift = np.linspace(1, rng.uniform(1, 2), rounds)
+        slow, fast = (mean * drift * (1 + rng.gamma(0.5, 0.05, rounds)) for mean in (30.0, 10.0))
+        ratio = ratio_of(slow, fast, seed=seed)
+        covered += ratio.low <= 3 <= ratio.high  # the median of a ratio of two alike times is 1
+    assert covered / 300 >= 0.92
