@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emoexport.engines.passport import Passport, passport_of
+from emoexport.engines.passport import PASSPORT, Passport, passport_of
 from emoexport.errors import BadBundle
 
-__all__ = ["Certificate", "read_certificate"]
+__all__ = ["Certificate", "certificates_in", "read_certificate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,13 @@ class Certificate:
     def lacks(self, batches: Sequence[int]) -> list[int]:
         """Those numbers of faces in a call that were not tried."""
         return [batch for batch in batches if batch not in self.batches]
+
+
+def certificates_in(bundle: Path) -> dict[str, Certificate]:
+    """The certificates that can be read of a bundle's engines, by name of the engine."""
+    names = sorted(path.name.removesuffix(PASSPORT) for path in (bundle / "engines").glob(f"*{PASSPORT}"))
+    found = {name: read_certificate(bundle, name) for name in names}
+    return {name: certificate for name, certificate in found.items() if certificate is not None}
 
 
 def read_certificate(bundle: Path, engine: str) -> Certificate | None:

@@ -14,12 +14,16 @@ from typing import Any
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of_graph, write_text
 
-__all__ = ["Passport", "passport_of", "passports_in", "read_engine", "rebuild_command"]
+__all__ = ["PASSPORT", "Passport", "passport_of", "passports_in", "read_engine", "rebuild_command"]
+
+
+PASSPORT = ".passport.json"
+"""How the names of passports end."""
 
 
 def passport_of(engine: Path) -> Path:
     """Where the passport of an engine stands."""
-    return engine.with_name(f"{engine.stem}.passport.json")
+    return engine.with_name(f"{engine.stem}{PASSPORT}")
 
 
 def rebuild_command(engine: Path, backend: str, precision: str) -> str:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from emoexport.bundle import Bundle, CalibrationEntry, LayoutEntry, MemberEntry, PackageEntry, ViewEntry
 from emoexport.config import Record
 from emoexport.decision import Decision
+from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.errors import BadBundle
 from emoexport.passes import Choice
@@ -97,6 +98,8 @@ class BundleSummary(Record):
     """What PyTorch compiled ahead of time, by name of the engine."""
     passports: dict[str, Passport]
     """Of engines that were built of the graphs, by name of the engine."""
+    certificates: dict[str, Certificate]
+    """What `verify` has shown, by name of the engine; whether it holds here, who opens the engine asks."""
 
 
 def summarize(bundle: Bundle) -> BundleSummary:
@@ -133,6 +136,7 @@ def summarize(bundle: Bundle) -> BundleSummary:
             name: PackageSummary(**dict(entry), bytes=bundle.sizes()[name]) for name, entry in manifest.engines.items()
         },
         passports=passports_in(bundle.path),
+        certificates=certificates_in(bundle.path),
     )
 
 

@@ -22,6 +22,11 @@ def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
     yield "graphs", _table(_graph_rows(summary), "graph", "file")
     if summary.engines:
         yield "compiled, for one kind of machine", _table(_package_rows(summary), "engine", "file", "PyTorch", "for")
+    if summary.certificates:
+        yield (
+            "certificates (limits)",
+            _table(_certificate_rows(summary), "engine", "verdict", "on", "batches", "runtime"),
+        )
     if summary.passports:
         yield "built from the graphs", _table(_passport_rows(summary), "engine", "by", "for", "faces in a call")
     yield (
@@ -164,6 +169,21 @@ def _passport_rows(summary: BundleSummary) -> list[Row]:
             }
         )
     return rows
+
+
+def _certificate_rows(summary: BundleSummary) -> list[Row]:
+    return [
+        {
+            "engine": name,
+            "verdict": found.verdict,
+            "points, no worse than": f"{found.bound_points:+.2f} ({-found.max_drop_points:+g})",
+            "other labels %, at most": f"{found.disagreement_bound_pct:.2f} ({found.max_disagreement_pct:g})",
+            "on": f"{found.faces:,} faces of {found.data}, {found.split}",
+            "batches": ", ".join(map(str, found.batches)),
+            "runtime": found.machine.get("runtime", ""),
+        }
+        for name, found in summary.certificates.items()
+    ]
 
 
 def _type_rows(summary: BundleSummary) -> list[Row]:

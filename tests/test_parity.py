@@ -129,7 +129,7 @@ def test_verify_certifies_and_writes_what_can_be_read_again(verified):
     assert str(mine.path.parent) not in markdown
 
 
-def test_each_engine_has_its_certificate_in_its_passport(verified):
+def test_each_engine_has_its_certificate_in_its_passport(verified, call):
     mine, report = verified
     for engine in report.engines:
         found = read_certificate(mine.path, engine.engine)
@@ -139,6 +139,12 @@ def test_each_engine_has_its_certificate_in_its_passport(verified):
         assert found.max_drop_points == 5
         assert found.machine["runtime"].split()[-1][0].isdigit()
     assert Bundle.open(mine.path) == mine  # its seal holds
+    code, out, _ = call("inspect", mine.path)
+    assert (code, "certificates (limits)" in out, "-1.33 (-5)" in out) == (0, True, True), out
+    shown = json.loads(call("inspect", mine.path, "--json")[1])["certificates"]
+    assert {name: found["verdict"] for name, found in shown.items()} == {
+        one.engine: one.verdict for one in report.engines
+    }
 
 
 def test_what_certificates_say_to_who_uses_the_engines(verified, tmp_path):
