@@ -71,7 +71,11 @@ def measure_memory(request: Request, batch: int) -> Memory:
     if done.returncode:
         complaint = done.stderr.strip().splitlines() if done.returncode > 0 else []
         raise CheckFailed(complaint[-1] if complaint else f"its process ended with {done.returncode}")
-    return Memory(**json.loads(done.stdout.strip().rpartition("\n")[2]))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]  # runtimes print too
+    try:
+        return Memory(**json.loads(lines[-1]))
+    except (IndexError, TypeError, ValueError) as err:
+        raise CheckFailed(f"it did not say what it took: {err}") from err
 
 
 def open_graph(backend: str, file: str, *, face_shape: list[int], cache: str | None, **settings: Any) -> Engine:

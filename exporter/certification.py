@@ -40,7 +40,7 @@ from emoexport.sessions import (
     where_it_runs,
 )
 from emoexport.summary import summarize
-from emoexport.verdict import Limits
+from emoexport.verdict import Judgement, Limits
 
 __all__ = ["ANSWERS", "BATCHES", "judge_again", "verify"]
 
@@ -96,7 +96,7 @@ def verify(
         limit: use this many faces only, drawn at random.
         limits: how much worse than the reference an engine may be.
         batches: numbers of faces in a call: rows are checked to be independent at each, and all faces are answered at
-            the largest. None for 1 and 16, as far as the engines take them.
+            the largest. None for 1 and 16. An engine that takes fewer is asked for as many as it takes.
         rounds: counted calls for the times.
         threads: how many each runtime may use.
         cache: where runtimes that can keep what they compile.
@@ -105,12 +105,12 @@ def verify(
         console: where progress is shown.
 
     Raises:
-        UsageError: if an engine takes no such batch.
+        UsageError: if the bundle takes no such batch.
     """
     reference, where, record = open_reference(bundle, run)
     selection: dict[str, Any] = {"engines": engines, "precisions": precisions}
     opened = open_engines(bundle, **selection, threads=threads, cache=cache, profiled=True, note=noted(console))
-    sizes = _sizes(bundle, opened, batches)
+    sizes = _sizes(bundle, batches)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, rows = drawn_faces(dataset, split, limit)
@@ -119,13 +119,22 @@ def verify(
     with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
         wanted = reference.run(faces.images, progress=advance)
     some = np.resize(faces.images, (sizes[-1], *bundle.manifest.face_shape))
-    facts = _facts_of(bundle, opened, some, sizes, precisions or ())
-    answers = {}
+    asked = _Asked(bundle=bundle, batches=sizes, precisions=precisions or (), in_graph=_in_graph(bundle))
+    facts, answers = [], {}
     for engine in opened:
-        with progress_bar(console, engine.name, len(faces)) as advance:
-            answers[engine.name] = engine.run_all(faces.images, batch_size=sizes[-1], progress=advance)
+        try:
+            with progress_bar(console, f"{engine.name}: types, and rows", 1) as advance:
+                fact = _fact(asked, engine, some)
+                advance(1)
+            with progress_bar(console, engine.name, len(faces)) as advance:
+                answers[engine.name] = engine.run_all(faces.images, batch_size=fact.batches[-1], progress=advance)
+        except Exception as err:  # whatever a runtime raises; the others are judged all the same
+            fact = _failed(asked, engine, str(err).strip().partition("\n")[0].rstrip(".") or type(err).__name__)
+        facts.append(fact)
+    answering = [engine for engine in opened if engine.name in answers]
+    timed = min([sizes[-1], *(engine.max_batch for engine in answering)])
     with progress_bar(console, "timing, all in turn", rounds + 2) as advance:
-        calls = {engine.name: functools.partial(engine.run, some) for engine in (judge, *opened)}
+        calls = {engine.name: functools.partial(engine.run, some[:timed]) for engine in (judge, *answering)}
         samples = interleave(calls, rounds=rounds, progress=advance)
     saved = SavedAnswers(
         facts=VerifyFacts(
@@ -138,8 +147,9 @@ def verify(
             skipped=len(dataset.skipped),
             labels=bundle.manifest.labels,
             unfit=unfit,
-            engines=facts,
+            engines=tuple(facts),
             batches=tuple(sizes),
+            batch=timed,
             latency={name: latency_of(times) for name, times in samples.items()},
             size_bytes=sizes_of(bundle),
             notes=bundle.notes(graphs_of(opened)),
@@ -185,43 +195,56 @@ def _report(bundle: Bundle, saved: SavedAnswers, limits: Limits) -> ParityReport
     return report
 
 
-def _sizes(bundle: Bundle, opened: Sequence[Engine], batches: Sequence[int] | None) -> list[int]:
-    most = min([bundle.manifest.max_batch, *(engine.max_batch for engine in opened)])
+def _sizes(bundle: Bundle, batches: Sequence[int] | None) -> list[int]:
+    most = bundle.manifest.max_batch
     if batches and max(batches) > most:
         raise UsageError(
-            f"found --batch {max(batches)}; the engines of {bundle.path} take up to {most} faces in a call.",
-            hint=f"--batch {most}",
+            f"found --batch {max(batches)}; {bundle.path} takes up to {most} faces in a call.", hint=f"--batch {most}"
         )
     return sorted({min(batch, most) for batch in batches or BATCHES})
 
 
-def _facts_of(
-    bundle: Bundle, opened: Sequence[Engine], some: NDArray[np.uint8], batches: Sequence[int], named: Sequence[str]
-) -> tuple[EngineFacts, ...]:
-    graphs = summarize(bundle).graphs
-    in_graph = {
-        name: dict(sum((Counter({_NUMBERS.get(kind, kind): of.layers}) for kind, of in graph.types.items()), Counter()))
-        for name, graph in graphs.items()
-    }
-    return tuple(
-        _fact(bundle, engine, some, batches, in_graph.get(engine.precision, {}), named=engine.precision in named)
-        for engine in opened
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is to be found of each engine."""
+
+    bundle: Bundle
+    batches: Sequence[int]
+    precisions: Sequence[str]
+    """Those that were named."""
+    in_graph: Mapping[str, Mapping[str, int]]
+    """By precision: by type of number, how many multiplications its graph has."""
+
+
+def _in_graph(bundle: Bundle) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for name, graph in summarize(bundle).graphs.items():
+        counts: Counter[str] = Counter()
+        for kind, of_type in graph.types.items():
+            counts[_NUMBERS.get(kind, kind)] += of_type.layers
+        found[name] = {number: count for number, count in counts.items() if count}
+    return found
+
+
+def _fact(asked: _Asked, engine: Engine, some: NDArray[np.uint8]) -> EngineFacts:
+    row, in_graph = PRECISIONS[engine.precision], asked.in_graph.get(engine.precision, {})
+    batches = tuple(sorted({min(batch, engine.max_batch) for batch in asked.batches}))
+    executed = engine.executed(some[: batches[-1]])
+    allowed = row.tolerance.max_difference if row.bits == 32 else _ROUNDING
+    named = engine.precision in asked.precisions
+    return _failed(asked, engine, "").model_copy(
+        update={
+            **dataclasses.asdict(executed),
+            "batches": batches,
+            "relations": check_relations(engine, some, batches, allowed=allowed, symmetric=_is_symmetric(asked.bundle)),
+            "proof": prove(row, executed, in_graph, BACKENDS[engine.backend], named=named),
+        }
     )
 
 
-def _fact(
-    bundle: Bundle,
-    engine: Engine,
-    some: NDArray[np.uint8],
-    batches: Sequence[int],
-    in_graph: Mapping[str, int],
-    *,
-    named: bool,
-) -> EngineFacts:
-    executed = engine.executed(some)
-    row = PRECISIONS[engine.precision]
-    file, sha256 = origin_of(bundle, engine)
-    allowed = row.tolerance.max_difference if row.bits == 32 else _ROUNDING
+def _failed(asked: _Asked, engine: Engine, failure: str) -> EngineFacts:
+    """What is known of an engine that does not answer."""
+    file, sha256 = origin_of(asked.bundle, engine)
     return EngineFacts(
         engine=engine.name,
         precision=engine.precision,
@@ -229,10 +252,14 @@ def _fact(
         sha256=sha256,
         machine=where_it_runs(engine),
         load_s=engine.load_s,
-        **dataclasses.asdict(executed),
-        in_graph=dict(in_graph),
-        relations=check_relations(engine, some, batches, allowed=allowed, symmetric=_is_symmetric(bundle)),
-        proof=prove(row, executed, in_graph, BACKENDS[engine.backend], named=named),
+        layers={},
+        multiplications={},
+        time_share={},
+        in_graph=dict(asked.in_graph.get(engine.precision, {})),
+        relations=(),
+        batches=(),
+        proof=Judgement(verdict="failed" if failure else "certified"),
+        failure=failure,
     )
 
 
@@ -250,7 +277,15 @@ def _is_symmetric(bundle: Bundle) -> bool:
 
 
 def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None:
-    """Put the verdict into the passport; an engine that a runtime makes of the graph each time gets one for that."""
+    """Put the verdict into the passport; an engine that a runtime makes of the graph each time gets one for that.
+
+    An engine that was built again since it was judged keeps the passport that it has now.
+    """
+    file = bundle.path / "engines" / engine.engine
+    is_built = BACKENDS[_backend_of(engine)].built_from == "graph"
+    passport = Passport.read(file) if is_built else _passport_for(bundle, engine)
+    if passport.sha256 != engine.sha256:
+        return
     found = [result.evidence for result in report.results if result.engine == engine.engine]
     certificate = Certificate(
         verdict=engine.verdict,
@@ -258,20 +293,17 @@ def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None
         created=report.created,
         engine_sha256=engine.sha256,
         machine=engine.machine,
-        batches=list(report.batches),
+        batches=list(engine.batches),
         data=report.data,
         split=report.split,
         data_sha256=report.data_sha256,
         faces=report.faces,
         max_drop_points=report.limits.max_drop_points,
         max_disagreement_pct=report.limits.max_disagreement_pct,
-        bound_points=min(evidence.bound_points for evidence in found),
-        disagreement_bound_pct=round(100 * max(evidence.disagreement_bound for evidence in found), 4),
+        bound_points=min((evidence.bound_points for evidence in found), default=-100.0),
+        disagreement_bound_pct=round(100 * max((evidence.disagreement_bound for evidence in found), default=1.0), 4),
         multiplies_in=engine.time_share,
     )
-    file = bundle.path / "engines" / engine.engine
-    is_built = BACKENDS[_backend_of(engine)].built_from == "graph"
-    passport = Passport.read(file) if is_built else _passport_for(bundle, engine)
     file.parent.mkdir(exist_ok=True)
     dataclasses.replace(passport, certificate=dataclasses.asdict(certificate)).write(file)
 
@@ -279,11 +311,12 @@ def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None
 def _passport_for(bundle: Bundle, engine: EngineReport) -> Passport:
     """Of an engine that had none: a runtime makes it of a file of the bundle when it is opened."""
     manifest = bundle.manifest
-    has_graph = engine.precision in manifest.graphs
+    has_graph = BACKENDS[_backend_of(engine)].built_from != "fold"
+    sizes = sizes_of(bundle)
     return Passport(
         file=os.path.relpath(engine.file, "engines"),
         sha256=engine.sha256,
-        bytes=next(size for name, size in sizes_of(bundle).items() if name in (engine.engine, engine.precision)),
+        bytes=sizes[engine.engine if engine.engine in sizes else engine.precision],
         backend=_backend_of(engine),
         precision=engine.precision,
         graph=manifest.graphs[engine.precision].file if has_graph else "",

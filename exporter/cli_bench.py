@@ -72,7 +72,7 @@ def bench(
         speed_markdown,
         speed_table,
     )
-    from emoexport.throughput import SpeedReport, changes  # noqa: PLC0415
+    from emoexport.throughput import SpeedReport, changes, lost_engines  # noqa: PLC0415
 
     console = console_of(stderr=markdown or csv)
     earlier = None if compare is None else SpeedReport.parse_json(compare)
@@ -110,4 +110,8 @@ def bench(
         print_table(console_of(stderr=markdown or csv), f"against {compare}", changes_table(found))
     if not (markdown or csv):
         typer.echo(report.model_dump_json())
-    raise typer.Exit(1 if any(one.is_slower for one in found) else 0)
+    lost = [] if earlier is None else lost_engines(report, earlier)
+    for name in lost:
+        console_of(stderr=True).print(f"{name} was timed then, and is not now.", style="red", highlight=False)
+    failed = [name for name in lost if any(what.startswith(f"{name} ") for what in report.failures)]
+    raise typer.Exit(1 if failed or any(one.is_slower for one in found) else 0)

@@ -78,7 +78,7 @@ def print_table(console: Console, title: str, table: Any) -> None:
     """Print a table whole: where the terminal is too narrow, or there is none, lines run over."""
     console.print(f"\n{title}", highlight=False, soft_wrap=True)
     width = Console(width=1000).measure(table).maximum
-    Console(markup=False, width=max(width, console.width)).print(table)
+    Console(markup=False, width=max(width, console.width), stderr=console.stderr).print(table)
 
 
 def read_faces(console: Console, data: str, config: Any, *, label_order: str, skip_bad: bool) -> Any:

@@ -27,7 +27,7 @@ class FaceDifference(Record):
     """A face on which the two differ; its picture is in nobody's report."""
 
     index: int
-    """Among the faces that were compared, in their order."""
+    """Among all faces that were read for the comparison, in their order."""
     largest_difference: float
     """Of the probabilities of its emotions."""
     label: int
@@ -47,7 +47,7 @@ class Evidence(Record):
     gain_points: Estimate
     """Accuracy of the engine less that of the reference, paired 95 % interval."""
     bound_points: float
-    """Its lower bound, one-sided at 95 %: the accuracy is no more than this lower."""
+    """Its lower bound, one-sided at 95 %: -0.3 says that no more than 0.3 points are lost."""
     disagreements: int
     disagreement_bound: float
     """Share of faces on which they decide differently, no more than this at 95 %, one-sided."""
@@ -62,7 +62,13 @@ class Evidence(Record):
     """The ten whose probabilities differ most."""
 
 
-def evidence_of(engine: Outcome, reference: Outcome, truth: NDArray[np.int64], labels: tuple[str, ...]) -> Evidence:
+def evidence_of(
+    engine: Outcome,
+    reference: Outcome,
+    truth: NDArray[np.int64],
+    labels: tuple[str, ...],
+    index: NDArray[np.int64] | None = None,
+) -> Evidence:
     """Hold an engine against the reference.
 
     Args:
@@ -70,6 +76,7 @@ def evidence_of(engine: Outcome, reference: Outcome, truth: NDArray[np.int64], l
         reference: what the reference says of them.
         truth: true labels, `(N,)`.
         labels: the emotions, by index.
+        index: what the faces are numbered by, `(N,)`; their order if None.
     """
     right, reference_right = engine.label == truth, reference.label == truth
     cost, faces = cost_of(reference, engine, truth), len(truth)
@@ -90,7 +97,7 @@ def evidence_of(engine: Outcome, reference: Outcome, truth: NDArray[np.int64], l
         divergence_nats=float(f"{cost.kl:.6g}"),
         calibration_error=round(expected_calibration_error(engine.probabilities, truth), 6),
         reference_calibration_error=round(expected_calibration_error(reference.probabilities, truth), 6),
-        worst=_worst(engine, reference, truth),
+        worst=_worst(engine, reference, truth, np.arange(faces) if index is None else index),
     )
 
 
@@ -98,12 +105,14 @@ def _recall(right: NDArray[np.bool_], reference_right: NDArray[np.bool_]) -> Rec
     return RecallChange(faces=len(right), points=paired_points(*changed(reference_right, right), len(right)))
 
 
-def _worst(engine: Outcome, reference: Outcome, truth: NDArray[np.int64]) -> tuple[FaceDifference, ...]:
+def _worst(
+    engine: Outcome, reference: Outcome, truth: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> tuple[FaceDifference, ...]:
     differences = np.abs(engine.probabilities.astype(np.float64) - reference.probabilities).max(axis=1)
     order = np.argsort(-np.nan_to_num(differences, nan=np.inf), kind="stable")[:_WORST]
     return tuple(
         FaceDifference(
-            index=int(index),
+            index=int(numbers[index]),
             largest_difference=float(f"{differences[index]:.6g}"),
             label=int(engine.label[index]),
             reference_label=int(reference.label[index]),

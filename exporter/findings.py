@@ -11,6 +11,7 @@ from typing import TypeVar
 from emoexport.bundle import Bundle
 from emoexport.calib.tuning import Tuning
 from emoexport.certification import ANSWERS
+from emoexport.engines.passport import passports_in
 from emoexport.errors import BadInput, UsageError
 from emoexport.page import Missing
 from emoexport.parity import ParityReport
@@ -67,7 +68,7 @@ def find(bundle: Bundle, run: Path | None = None) -> Findings:
         BadBundle: if a graph or a passport cannot be read.
     """
     training = _training(bundle, run)
-    parity = _report(bundle, "parity.json", ParityReport, "Not verified", "verify")
+    parity = _of_these_engines(bundle, _report(bundle, "parity.json", ParityReport, "Not verified", "verify"))
     return Findings(
         bundle=bundle,
         summary=summarize(bundle),
@@ -105,6 +106,20 @@ def _report(bundle: Bundle, name: str, kind: type[_Report], without: str, comman
         )
         return Missing(sentence=told, command=again)
     return report
+
+
+def _of_these_engines(bundle: Bundle, parity: ParityReport | Missing) -> ParityReport | Missing:
+    """Engines beside the bundle are no part of its digest: one may have been built again since it was verified."""
+    if isinstance(parity, Missing):
+        return parity
+    built = {name: passport.sha256 for name, passport in passports_in(bundle.path).items()}
+    others = [
+        one.engine for one in parity.engines if one.file.endswith(".engine") and built.get(one.engine) != one.sha256
+    ]
+    if not others:
+        return parity
+    told = f"reports/parity.json is of other files of {', '.join(others)} than stand here now: it is not shown."
+    return Missing(sentence=told, command=_command(bundle, "verify"))
 
 
 def _schema_version(path: Path) -> object:

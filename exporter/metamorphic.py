@@ -15,8 +15,9 @@ from emoexport.engines.base import Engine
 __all__ = ["RELATIONS", "RelationCheck", "check_relations"]
 
 Faces = NDArray[np.uint8]
-Probabilities = NDArray[np.float32]
-_Answer = Callable[[Faces], Probabilities]
+Answers = NDArray[np.float32]
+"""`(N, L + 2)`: the probabilities, the confidence, and the probability of the label."""
+_Answer = Callable[[Faces], Answers]
 
 
 class RelationCheck(Record):
@@ -26,7 +27,7 @@ class RelationCheck(Record):
     """Of `RELATIONS`."""
     batch: int
     largest_difference: float
-    """Of two probabilities that the relation says are the same."""
+    """Of two probabilities, or confidences, that the relation says are the same."""
     allowed: float
 
     @property
@@ -35,41 +36,47 @@ class RelationCheck(Record):
         return self.largest_difference <= self.allowed  # and not if it is no number
 
 
-def _identical(answer: _Answer, faces: Faces, found: Probabilities) -> float:
+def _identical(answer: _Answer, faces: Faces, found: Answers) -> float:
     """Copies of a face get the answer of the face."""
     return _largest(answer(np.repeat(faces[:1], len(faces), axis=0)), found[:1])
 
 
-def _permuted(answer: _Answer, faces: Faces, found: Probabilities) -> float:
+def _permuted(answer: _Answer, faces: Faces, found: Answers) -> float:
     """Faces in another order get their answers in that order."""
     order = np.random.default_rng(0).permutation(len(faces))
     return _largest(answer(faces[order]), found[order])
 
 
-def _alone(answer: _Answer, faces: Faces, found: Probabilities) -> float:
+def _alone(answer: _Answer, faces: Faces, found: Answers) -> float:
     """A face gets the answer in a batch that it gets by itself."""
     return _largest(np.concatenate([answer(face[None]) for face in faces]), found)
 
 
-def _padded(answer: _Answer, faces: Faces, found: Probabilities) -> float:
+def _padded(answer: _Answer, faces: Faces, found: Answers) -> float:
     """Rows that pad a batch leak nothing: the first half gets its answers beside white pictures too."""
     half, padded = (len(faces) + 1) // 2, faces.copy()
     padded[half:] = 255
     return _largest(answer(padded)[:half], found[:half])
 
 
-def _repeated(answer: _Answer, faces: Faces, found: Probabilities) -> float:
+def _repeated(answer: _Answer, faces: Faces, found: Answers) -> float:
     """The same call again answers the same; some runtimes record a second call and replay it from the third on."""
-    return max(_largest(answer(faces), found) for _ in range(2))
+    return float(np.max([_largest(answer(faces), found) for _ in range(2)]))  # no number stays no number
 
 
-def _mirrored(answer: _Answer, faces: Faces, found: Probabilities) -> float:
+def _mirrored(answer: _Answer, faces: Faces, found: Answers) -> float:
     """A mirrored face gets the vote of the face."""
     return _largest(answer(np.ascontiguousarray(faces[:, :, ::-1])), found)
 
 
-RELATIONS: Mapping[str, Callable[[_Answer, Faces, Probabilities], float]] = MappingProxyType(
+def _consistent(_: _Answer, __: Faces, found: Answers) -> float:
+    """The confidence is the probability of the label."""
+    return _largest(found[:, -2], found[:, -1])
+
+
+RELATIONS: Mapping[str, Callable[[_Answer, Faces, Answers], float]] = MappingProxyType(
     {
+        "consistent": _consistent,
         "identical": _identical,
         "permuted": _permuted,
         "alone": _alone,
@@ -78,7 +85,7 @@ RELATIONS: Mapping[str, Callable[[_Answer, Faces, Probabilities], float]] = Mapp
         "mirrored": _mirrored,
     }
 )
-"""By name, what gives the largest difference of probabilities that must be the same."""
+"""By name, what gives the largest difference of what must be the same."""
 
 
 def check_relations(
@@ -94,8 +101,9 @@ def check_relations(
         symmetric: whether the vote is that of the mirrored face, as it is where every view has its mirror image.
     """
 
-    def answer(some: Faces) -> Probabilities:
-        return engine.run(some).probabilities
+    def answer(some: Faces) -> Answers:
+        probabilities, label, confidence = engine.run(some)
+        return np.column_stack([probabilities, confidence, probabilities[np.arange(len(label)), label]])
 
     checks = []
     for batch in batches:
@@ -111,5 +119,5 @@ def check_relations(
     return tuple(checks)
 
 
-def _largest(found: Probabilities, wanted: Probabilities) -> float:
+def _largest(found: Answers, wanted: Answers) -> float:
     return float(f"{np.abs(found.astype(np.float64) - wanted).max():.3g}")

@@ -33,7 +33,7 @@ class EngineParity(Judgement):
     evidence: Evidence
     """The comparison face by face."""
     max_difference: float
-    """Of any probability of any face."""
+    """Of any probability of any face, or of its confidence where both decide the same."""
     mean_difference: float
     tolerance: Tolerance
 
@@ -58,8 +58,12 @@ class EngineFacts(Record):
     in_graph: dict[str, int]
     """By type of number, how many of them the graph has."""
     relations: tuple[RelationCheck, ...]
+    batches: tuple[int, ...]
+    """Numbers of faces in a call at which the relations were checked; all faces were answered at the largest."""
     proof: Judgement
     """On its precision: whether the runtime computes in what was asked for."""
+    failure: str = ""
+    """What it raised instead of an answer; empty if it answered."""
 
 
 class EngineReport(EngineFacts, Judgement):
@@ -82,9 +86,11 @@ class VerifyFacts(Record):
     """Why these faces can show nothing of new ones; empty if they can."""
     engines: tuple[EngineFacts, ...]
     batches: tuple[int, ...]
-    """Numbers of faces in a call at which the relations were checked; all faces were answered at the largest."""
+    """Numbers of faces in a call that were asked for; engines have those of them that they take."""
+    batch: int
+    """The number of faces in the calls that were timed."""
     latency: dict[str, Latency]
-    """Of a call with as many faces as the largest, interleaved, by engine; `torch-fp32` is the reference loop."""
+    """Of such a call, interleaved, by engine; `torch-fp32` is the reference loop."""
     size_bytes: dict[str, int]
     """Of a graph, by precision; of a package, by engine."""
     notes: tuple[str, ...] = ()
@@ -103,11 +109,6 @@ class ParityReport(VerifyFacts):
     verdict: Verdict
     """The worst of the engines that are judged."""
 
-    @property
-    def batch(self) -> int:
-        """The number of faces in the calls that were timed."""
-        return max(self.batches)
-
 
 def compare(
     engine: Outcome,
@@ -119,6 +120,7 @@ def compare(
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     labels: tuple[str, ...] = EMOTIONS,
     rows: str = "all",
+    index: NDArray[np.int64] | None = None,
 ) -> EngineParity:
     """Compare what an engine and the reference say about the same N faces.
 
@@ -131,12 +133,18 @@ def compare(
         limits: how much worse it may be.
         labels: the emotions, by index.
         rows: which rows these are.
+        index: what the faces are numbered by, `(N,)`; their order if None.
     """
     difference = np.abs(engine.probabilities.astype(np.float64) - reference.probabilities)
-    finite = bool(np.isfinite(difference).all())
-    largest, mean = (float(value) if finite else float("inf") for value in (difference.max(), difference.mean()))
+    same = engine.label == reference.label
+    unsure = np.abs(engine.confidence.astype(np.float64) - reference.confidence)[same]
+    finite = bool(np.isfinite(difference).all() and np.isfinite(engine.confidence).all())
+    largest, mean = (
+        float(value) if finite else float("inf")
+        for value in (max(difference.max(), unsure.max(initial=0.0)), difference.mean())
+    )
     tolerance = PRECISIONS[precision].tolerance
-    evidence = evidence_of(engine, reference, truth, labels)
+    evidence = evidence_of(engine, reference, truth, labels, index)
     found = joined([judge(evidence, limits), *_beyond(largest, mean, tolerance)])
     return EngineParity(
         **dict(found),
@@ -145,7 +153,7 @@ def compare(
         rows=rows,
         accuracy=Share.of(engine.label == truth),
         reference_accuracy=Share.of(reference.label == truth),
-        agreement=Share.of(engine.label == reference.label, exact_interval),
+        agreement=Share.of(same, exact_interval),
         evidence=evidence,
         max_difference=largest,
         mean_difference=mean,
@@ -181,8 +189,10 @@ def conclude(
             limits=limits,
             labels=facts.labels,
             rows=name,
+            index=np.flatnonzero(mask),
         )
         for engine in facts.engines
+        if not engine.failure
         for name, mask in rows.items()
     ]
     engines = [
@@ -197,10 +207,13 @@ def conclude(
 
 def _judged(engine: EngineFacts, results: Sequence[EngineParity], unfit: str) -> EngineReport:
     """By its answers on every set of rows, the relations, and the types it computes in."""
+    if engine.failure:
+        reason = f"it does not answer: {engine.failure}"
+        return EngineReport(**dict(engine), verdict="failed", reasons=(reason,))
     parts = [_of_rows(result) for result in results]
     broken = [check for check in engine.relations if not check.holds]
     reasons = tuple(
-        f"rows are not independent at batch {check.batch}, '{check.relation}': a probability differs by "
+        f"its answers do not go together at batch {check.batch}, '{check.relation}': a probability differs by "
         f"{check.largest_difference:.2g}; at most {check.allowed:g}"
         for check in broken
     )

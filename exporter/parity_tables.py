@@ -27,7 +27,8 @@ def parity_markdown(report: ParityReport) -> str:
         f"(SHA-256 {report.data_sha256[:16]}…). Bundle {report.bundle_digest[:16]}…. {report.created}.",
         f"Certified is an engine that, at 95 %, loses no more than {lost} and decides no more than {other} otherwise; "
         "whose probabilities differ by no more than rounding explains; whose rows are independent at the batches "
-        f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for.",
+        f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for, "
+        "as far as its runtime tells.",
         markdown_table([engine_row(engine) for engine in report.engines]),
         *_reasons(report),
     ]
@@ -38,6 +39,10 @@ def parity_markdown(report: ParityReport) -> str:
             markdown_table(_parity_rows(report, rows, digits=2)),
             "Face by face against the reference:",
             markdown_table([evidence_row(result) for result in found]),
+            "Recall of each emotion, points of difference [95 %]:",
+            markdown_table([_recall_row(result) for result in found]),
+            "The ten faces whose probabilities differ most, by number among those that were read, and by how much:",
+            markdown_table([_worst_row(result) for result in found]),
         ]
     parts += [
         "Points and recall: accuracy and recall of the engine less those of the reference on the same faces, "
@@ -49,6 +54,19 @@ def parity_markdown(report: ParityReport) -> str:
         machine_line(report.machine),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _recall_row(result: EngineParity) -> Row:
+    row = {"engine": result.engine}
+    for name, change in result.evidence.recall.items():
+        points = change.points
+        row[f"{name} ({change.faces:,})"] = f"{points.value:+.2f} [{points.low:+.2f}, {points.high:+.2f}]"
+    return row
+
+
+def _worst_row(result: EngineParity) -> Row:
+    worst = ", ".join(f"{one.index} ({one.largest_difference:.1e})" for one in result.evidence.worst)
+    return {"engine": result.engine, "faces": worst}
 
 
 def reasons_of(report: ParityReport) -> dict[tuple[Verdict, str], list[str]]:
@@ -67,13 +85,17 @@ def _reasons(report: ParityReport) -> list[str]:
 
 def engine_row(engine: EngineReport) -> Row:
     """What was found of an engine beside its answers."""
+    if engine.failure:
+        told = dict.fromkeys(("multiplies in", "layers by type", "answers go together", "runtime"), "")
+        file = f"{engine.file} ({engine.sha256[:12]}…)"
+        return {"engine": engine.engine, "verdict": engine.verdict, **told, "file": file}
     worst = max(engine.relations, key=lambda check: (not check.holds, check.largest_difference))
     return {
         "engine": engine.engine,
         "verdict": engine.verdict,
         "multiplies in": _shares(engine),
         "layers by type": ", ".join(f"{number} {count:,}" for number, count in engine.layers.items()),
-        "rows independent": f"{'yes' if worst.holds else 'no'}, within {worst.largest_difference:.1e}",
+        "answers go together": f"{'yes' if worst.holds else 'no'}, within {worst.largest_difference:.1e}",
         "runtime": engine.machine["runtime"],
         "file": f"{engine.file} ({engine.sha256[:12]}…)",
     }

@@ -23,10 +23,11 @@ def prove(
 ) -> Judgement:
     """Hold what was executed against what was asked for.
 
-    Nothing may be computed in fewer bits than asked for, and what was asked for must be there: by number of
-    multiplications at least half the share that the graph has of them, or, where a runtime names no operators, the
-    least share of time of the precision's row. Runtimes on CPUs have no kernels for some graphs and compute those in
-    FP32. That is a failure if the precision was named; if not, the engine is no engine of it, and not judged.
+    Nothing may be computed in fewer bits than asked for, nor in fewer than 32 in a type that the graph has not. And
+    what was asked for must be there: by number of multiplications at least half the share that the graph has of them,
+    or, where a runtime names no operators, the least share of time of the precision's row. Runtimes that open graphs
+    have no kernels for some, and compute those in FP32. That is a failure if the precision was named; if not, the
+    engine is no engine of it, and not judged.
 
     Args:
         row: the precision of the graph.
@@ -37,17 +38,17 @@ def prove(
     """
     shares = _shares(executed.multiplications) or executed.time_share
     if not shares:
-        return Judgement(verdict="certified")
+        return Judgement(verdict="certified", reasons=(f"{backend.title} does not tell in which types it multiplies",))
     told = ", ".join(f"{number} {part:.0%}" for number, part in shares.items() if part)
-    narrower = sum(part for number, part in shares.items() if _BITS[number] < row.bits)
-    if narrower:
+    lowered = [number for number in shares if _BITS[number] < (32 if number not in in_graph and in_graph else row.bits)]
+    if lowered:
         return Judgement(
             verdict="failed", reasons=(f"{backend.title} multiplies the graph of {row.title} in fewer bits ({told})",)
         )
     found = shares.get(row.number, 0.0)
     if found >= _least(row, executed, in_graph):
         return Judgement(verdict="certified")
-    is_known = backend.device == "cpu" and not named
+    is_known = not (named or backend.built_from)
     said = f"{backend.title} multiplies the graph of {row.title} in other types here ({told}), so it is no engine of it"
     return Judgement(verdict="not judged" if is_known else "failed", reasons=(said,))
 

@@ -77,8 +77,9 @@ def _summary_lines(found: Findings) -> list[str]:
             if isinstance(parity, ParityReport)
             else set()
         )
-        word = "Fastest of the certified" if any(one.engine in good for one in speed.results) else "Fastest"
-        shown = [one for one in speed.results if one.engine in good] or speed.results
+        tried = set(parity.batches) if isinstance(parity, ParityReport) else set()
+        shown = [one for one in speed.results if one.engine in good and one.batch in tried] or speed.results
+        word = "Fastest of the certified" if all(one.engine in good for one in shown) else "Fastest"
         best = min(shown, key=lambda result: result.ms_a_face)
         lines.append(
             f"{word}: {best.engine}, {best.ms_a_face:.3g} ms a face in calls of {best.batch}, "
@@ -90,6 +91,8 @@ def _summary_lines(found: Findings) -> list[str]:
 def _certificate_sections(found: Findings) -> list[Section]:
     parity, saved = found.parity, found.answers
     names = {"certificate": "Certificate", "confusion": "Confusion", "reliability": "Reliability"}
+    if not isinstance(parity, Missing) and not parity.results:
+        parity = Missing(sentence="No engine answered: see reports/parity.md.", command="emoexport doctor")
     if isinstance(parity, Missing):
         return [Section(anchor=anchor, title=title, missing=[parity]) for anchor, title in names.items()]
     certificate = _certificate(parity)
@@ -115,7 +118,8 @@ def _certificate(report: ParityReport) -> Section:
             f"Certified is an engine that, at 95 %, loses no more than {limits.max_drop_points:g} points of accuracy "
             f"and decides no more than {limits.max_disagreement_pct:g} % of the faces otherwise; whose probabilities "
             "differ by no more than rounding explains; whose rows are independent at the batches "
-            f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for.",
+            f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for, as far as "
+            "its runtime tells.",
             *(f"{', '.join(names)}: {verdict}. {reason}." for (verdict, reason), names in reasons_of(report).items()),
             *report.notes,
         ],

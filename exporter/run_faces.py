@@ -112,10 +112,15 @@ def describe_faces(dataset: DataSet, split: str, record: RunRecord, console: Con
 
 
 def _unfit_because(data: DataSet, split: str, record: RunRecord) -> str:
-    if split in ("train", "validation") and _is_training_data(data, record):
+    made_with = {record.data.train_sha256, record.data.validation_sha256}
+    if data.split(split).sha256() in made_with or (
+        split in ("train", "validation") and _is_training_data(data, record)
+    ):
         return f"the members were made with the split '{split}': its accuracy says nothing of new faces"
     if is_synthetic(data.source) and not is_synthetic(record.data.source):
         return "these faces are drawn, and the members were trained on others: they say nothing of those"
+    if not clean_rows(data)[split].any():
+        return "not one of these faces is clean: all are copies of others, as of training faces, contradicting or blank"
     return ""
 
 

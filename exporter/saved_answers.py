@@ -1,7 +1,6 @@
 """Answers of engines and reference, kept to be judged again without running anything; no picture is among them."""
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,24 +64,35 @@ class SavedAnswers:
             facts = VerifyFacts.parse(json.loads(arrays["facts"].tobytes()), source=str(path), error=BadData)
             found = cls(
                 facts=facts,
-                answers={engine.engine: _outcome(arrays, engine.engine) for engine in facts.engines},
+                answers={
+                    engine.engine: _outcome(arrays, engine.engine) for engine in facts.engines if not engine.failure
+                },
                 reference=_outcome(arrays, _REFERENCE),
                 truth=arrays["truth"],
                 rows={name.partition("/")[2]: mask for name, mask in arrays.items() if name.startswith("rows/")},
             )
-        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as err:
-            if isinstance(err, BadData):
-                raise
+            found._require_whole(path)
+        except BadData:
+            raise
+        except Exception as err:  # zipfile, zlib and numpy raise no common class for what is damaged
             raise BadData(f"{path} holds no answers that verify has saved: {err}.", hint=hint) from err
-        found._require_one_length(path)
         return found
 
-    def _require_one_length(self, path: Path) -> None:
+    def _require_whole(self, path: Path) -> None:
+        faces, emotions = self.facts.faces, len(self.facts.labels)
         outcomes = [*self.answers.values(), self.reference]
-        lengths = {len(column) for outcome in outcomes for column in outcome}
-        lengths |= {len(self.truth), *(len(mask) for mask in self.rows.values())}
-        if lengths != {self.facts.faces} or not self.rows:
-            raise BadData(f"{path} holds arrays of {sorted(lengths)} faces; needed are {self.facts.faces} in each.")
+        is_whole = (
+            all(outcome.probabilities.shape == (faces, emotions) for outcome in outcomes)
+            and all(outcome.label.shape == outcome.confidence.shape == (faces,) for outcome in outcomes)
+            and all(mask.shape == (faces,) and mask.dtype == bool and mask.any() for mask in self.rows.values())
+            and all(
+                ((label >= 0) & (label < emotions)).all() for label in (self.truth, *(one.label for one in outcomes))
+            )
+            and self.truth.shape == (faces,)
+            and bool(self.rows)
+        )
+        if not is_whole:
+            raise BadData(f"{path} holds other arrays than of {faces:,} faces and {emotions} emotions.")
 
 
 def _outcome(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Outcome:

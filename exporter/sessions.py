@@ -155,6 +155,13 @@ def open_engines(
                 f"{', '.join(backend.precisions)}.",
                 hint=_command_for(bundle, backend),
             )
+    for name in precisions or ():
+        if name not in {engine.precision for engine in opened}:
+            raise MissingRuntime(
+                f"{name} is asked for, and no engine that was opened is of it; those that take it are "
+                f"{', '.join(row.name for row in BACKENDS.values() if name in row.precisions)}.",
+                hint="emoexport doctor",
+            )
     return opened
 
 
@@ -193,7 +200,9 @@ def where_it_runs(engine: Engine) -> dict[str, str]:
     """The runtime of an engine with its version, and the processor, or the GPU and its driver."""
     runtime = " ".join(filter(None, [getattr(engine, "runtime", ""), getattr(engine, "version", "")]))
     machine = describe_machine()
-    names = ("gpu", "kernel_driver") if BACKENDS[engine.backend].device == "cuda" else ("processor",)
+    if BACKENDS[engine.backend].device == "cpu":
+        return {"runtime": runtime, "processor": machine["processor"]}
+    names = ("gpu", "kernel_driver", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13")
     return {"runtime": runtime, **{name: machine[name] for name in names if name in machine}}
 
 
@@ -206,6 +215,7 @@ def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequenc
         batches: the numbers of faces in a call that they are to be used with.
     """
     missing, stale, others, untried = [], [], [], []
+    wanted: set[int] = set()
     for engine in opened:
         found = read_certificate(bundle.path, engine.name)
         if found is None:
@@ -214,16 +224,18 @@ def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequenc
             stale.append(f"{engine.name} ({why})")
         elif found.verdict != "certified":
             others.append(f"{engine.name} ({found.verdict})")
-        elif batches_left := found.lacks(batches):
+        elif batches_left := found.lacks([batch for batch in batches if batch <= engine.max_batch]):
             untried.append(f"{engine.name} ({', '.join(map(str, batches_left))})")
+            wanted |= {*found.batches, *batches_left}
     again = f"Next: emoexport verify {bundle.path}"
+    at = "".join(f" --batch {batch}" for batch in sorted(wanted))
     return [
         f"{title}: {', '.join(names)}. {hint}"
         for title, names, hint in (
             ("No certificate", missing, again),
             ("Their certificates are stale", stale, again),
             ("Not certified", others, f"Why: {bundle.path / 'reports' / 'parity.md'}"),
-            ("Certified, but not for these batches", untried, again + " --batch N"),
+            ("Certified, but not for these batches", untried, again + at),
         )
         if names
     ]

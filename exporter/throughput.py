@@ -15,7 +15,7 @@ from emoexport.engines.timing import (
     Ratio,
 )
 
-__all__ = ["REFERENCE", "Change", "EngineSpeed", "Planned", "SpeedReport", "best_of", "changes"]
+__all__ = ["REFERENCE", "Change", "EngineSpeed", "Planned", "SpeedReport", "best_of", "changes", "lost_engines"]
 
 REFERENCE = "torch-fp32"
 """What the loop of `TorchEngine` is called."""
@@ -112,6 +112,14 @@ class Change(Record):
     def is_faster(self) -> bool:
         """The other way round."""
         return self.now.low > self.before.high
+
+
+def lost_engines(now: SpeedReport, before: SpeedReport) -> list[str]:
+    """Engines that an earlier report has at a batch size at which this one has none of them."""
+    timed = {(result.engine, result.batch) for result in now.results}
+    batches = {result.batch for result in now.results}
+    lost = [one.engine for one in before.results if one.batch in batches and (one.engine, one.batch) not in timed]
+    return list(dict.fromkeys(lost))
 
 
 def changes(now: SpeedReport, before: SpeedReport) -> list[Change]:

@@ -1,7 +1,7 @@
 """Verdicts: what labelled faces show of an engine, by bounds and never by what was found alone.
 
-Certified is what is shown to be within the limits, failed what is shown to be beyond one, each at 95 %. Between the two
-there is not enough evidence, and it is said how many faces like these would be.
+Certified is what is shown at 95 % to be within both limits. Failed is what is shown to be beyond one of them, at
+97.5 %, since there are two. Between these there is not enough evidence, and it is said how many such faces would do.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,8 +49,8 @@ class Judgement(Record):
 def judge(evidence: Evidence, limits: Limits) -> Judgement:
     """Hold what faces show against the limits.
 
-    Accuracy: non-inferiority by the bounds of Tango's interval, one-sided at 95 % each. Labels: by those of Clopper and
-    Pearson. Both must hold, so neither needs a correction for the other (Berger 1982, intersection-union tests).
+    Accuracy: non-inferiority by the bounds of Tango's interval. Labels: by those of Clopper and Pearson. Both must hold
+    for a certificate, so neither needs a correction for the other there (Berger 1982, intersection-union tests).
     """
     return joined([_judge_accuracy(evidence, limits), _judge_labels(evidence, limits)])
 
@@ -75,7 +75,8 @@ def worst_of(judgements: Iterable[Judgement]) -> Verdict:
 
 def _judge_accuracy(evidence: Evidence, limits: Limits) -> Judgement:
     mended, broken, faces = evidence.engine_only_right, evidence.reference_only_right, evidence.faces
-    low, high = (100 * bound for bound in paired_interval(mended, broken, faces, level=0.9))
+    low = 100 * paired_interval(mended, broken, faces, level=0.9)[0]
+    high = 100 * paired_interval(mended, broken, faces, level=0.95)[1]
     allowed = f"allowed are {limits.max_drop_points:g}"
     if low >= -limits.max_drop_points:
         return Judgement(verdict="certified")
@@ -91,7 +92,7 @@ def _judge_accuracy(evidence: Evidence, limits: Limits) -> Judgement:
 
 def _judge_labels(evidence: Evidence, limits: Limits) -> Judgement:
     changed, faces = evidence.disagreements, evidence.faces
-    least, most = 100 * exact_floor(changed, faces), 100 * exact_bound(changed, faces)
+    least, most = 100 * exact_floor(changed, faces, level=0.975), 100 * exact_bound(changed, faces)
     allowed = f"allowed are {limits.max_disagreement_pct:g} %"
     if most <= limits.max_disagreement_pct:
         return Judgement(verdict="certified")

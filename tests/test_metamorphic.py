@@ -65,6 +65,18 @@ class SeesSides(Honest):
         return self.outcome(super()._run(faces).probabilities + 1e-3 * faces[:, :1, :1, 0, None].mean((1, 2)) / 255)
 
 
+class Mislabels(Honest):
+    def _run(self, faces):
+        found = super()._run(faces)
+        return found._replace(label=1 - found.label) if len(faces) == 1 else found
+
+
+class LosesConfidence(Honest):
+    def _run(self, faces):
+        found = super()._run(faces)
+        return found._replace(confidence=np.full(len(faces), np.nan, dtype=np.float32))
+
+
 class ForgetsNan(Honest):
     def _run(self, faces):
         return self.outcome(super()._run(faces).probabilities * np.nan)
@@ -90,6 +102,8 @@ def test_an_honest_engine_breaks_none():
         (KnowsTheBatch, {"alone"}),
         (Replays, {"identical", "permuted", "alone"}),
         (SeesSides, {"mirrored"}),
+        (Mislabels, {"consistent", "alone"}),
+        (LosesConfidence, set(RELATIONS)),
         (ForgetsNan, set(RELATIONS)),
     ],
 )
@@ -107,3 +121,11 @@ def test_an_engine_that_answers_otherwise_from_its_third_call_on():
             return self.outcome(super()._run(faces).probabilities + 1e-3 * (self.calls > 2))
 
     assert "repeated" in broken(Drifts())
+
+    class ForgetsLater(Honest):
+        def _run(self, faces):
+            return self.outcome(super()._run(faces).probabilities * (np.nan if self.calls > 2 else 1))
+
+    faces = np.zeros((2, 4, 4, 1), dtype=np.uint8)
+    held = check_relations(ForgetsLater(), faces, [2], allowed=1e-5, symmetric=True)
+    assert not next(check for check in held if check.relation == "repeated").holds

@@ -16,6 +16,7 @@ from emoexport.engines.certificate import read_certificate
 from emoexport.engines.onnxruntime_engine import OnnxRuntimeEngine
 from emoexport.engines.passport import Passport
 from emoexport.errors import BadData
+from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
 from emoexport.parity import ParityReport, compare
 from emoexport.precision import PRECISIONS
@@ -238,7 +239,7 @@ def test_verify_catches_an_engine_with_one_row_off(bundle, quiet, monkeypatch):
     report = certification.verify(bundle, **ONE, limit=60, batches=[8], console=quiet)
     assert report.verdict == "failed"
     reasons = " ".join(report.engines[0].reasons)
-    assert "rows are not independent at batch 8, 'alone'" in reasons
+    assert "its answers do not go together at batch 8, 'alone'" in reasons
     assert "a probability differs by" in reasons
     assert read_certificate(bundle.path, "onnxruntime-fp32").verdict == "failed"
 
@@ -248,7 +249,8 @@ def test_verify_catches_rows_that_depend_on_each_other_though_all_labels_are_rig
 
     def leaking(self, faces):
         found = honest(self, faces)
-        return found._replace(probabilities=found.probabilities + np.float32(2e-5) * (len(faces) == 1))
+        more = np.float32(2e-5) * (len(faces) == 1)
+        return found._replace(probabilities=found.probabilities + more, confidence=found.confidence + more)
 
     monkeypatch.setattr(OnnxRuntimeEngine, "_run", leaking)
     report = certification.verify(bundle, **ONE, limits=LOOSE, limit=100, batches=[8], console=quiet)
@@ -267,3 +269,53 @@ def test_faces_that_were_trained_on_certify_nothing(bundle):
 def test_more_faces_than_an_engine_takes(bundle, call):
     code, _, err = call("verify", bundle.path, "--batch", 65)
     assert (code, "found --batch 65" in err, "next: --batch 64" in err) == (2, True, True)
+
+
+@pytest.mark.parametrize("confidence", [np.nan, -1.0])
+def test_a_confidence_that_is_none_fails(confidence):
+    right = outcome()
+    result = judge(right._replace(confidence=np.full(1000, confidence, dtype=np.float32)), right, right.label)
+    assert result.verdict == "failed"
+
+
+def test_an_engine_that_raises_has_failed_and_the_others_are_judged(bundle, quiet, monkeypatch):
+    """Its earlier certificate holds no more."""
+    honest = OnnxRuntimeEngine._run
+
+    def breaks(self, faces):
+        if self.precision == "int8" and len(faces) == 8:
+            raise RuntimeError("out of memory.\nTry less.")
+        return honest(self, faces)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run", breaks)
+    choice = {"engines": ["onnxruntime"], "precisions": ["fp32", "int8"], "limit": 100, "batches": [8], "rounds": 1}
+    report = certification.verify(bundle, **choice, limits=LOOSE, console=quiet)
+    assert {one.engine: one.verdict for one in report.engines} == {
+        "onnxruntime-fp32": "certified",
+        "onnxruntime-int8": "failed",
+    }
+    assert report.engines[1].reasons == ("it does not answer: out of memory",)
+    assert read_certificate(bundle.path, "onnxruntime-int8").verdict == "failed"
+    assert "it does not answer: out of memory" in (bundle.path / "reports/parity.md").read_text()
+    assert SavedAnswers.read(bundle.path / certification.ANSWERS).judged(LOOSE) == report
+
+
+def test_faces_of_which_none_is_clean_certify_nothing(bundle, quiet, tmp_path, faces):
+    from PIL import Image
+
+    for split in ("train", "test"):  # every one of these stands in training too
+        for row in range(14):
+            folder = tmp_path / "D" / split / EMOTIONS[int(faces[1][row])]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(faces[0][row, :, :, 0]).save(folder / f"{row}.png")
+    very = Limits(max_drop_points=60, max_disagreement_pct=60)
+    report = certification.verify(bundle, **ONE, data=str(tmp_path / "D"), split="test", limits=very, console=quiet)
+    assert report.verdict == "not enough evidence"
+    assert any("not one of these faces is clean" in reason for reason in report.engines[0].reasons) or any(
+        "were trained on" in reason or "members were made" in reason for reason in report.engines[0].reasons
+    )
+
+
+def test_a_precision_that_no_engine_here_runs_is_an_error(bundle, call):
+    code, _, err = call("verify", bundle.path, "--engine", "onnxruntime", "--precision", "fp32", "--precision", "fp8")
+    assert (code, "fp8 is asked for, and no engine that was opened is of it" in err) == (3, True), err

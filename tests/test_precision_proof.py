@@ -36,13 +36,19 @@ def counted(**numbers: int) -> Executed:
         ("int8-fp16", counted(int8=30, fp16=74), {"int8": 38, "fp16": 66}, GPU, False, "certified"),
         ("int8", Executed(time_share={"int8": 0.3, "fp32": 0.7}), {"int8": 104}, GPU, False, "certified"),
         ("int8", Executed(time_share={"int8": 0.2, "fp32": 0.8}), {"int8": 104}, GPU, False, "failed"),
-        ("fp16", Executed(), {"fp16": 104}, GPU, True, "certified"),  # it does not tell: no proof, and no failure
+        ("int8", counted(int8=38, bf16=66), {"int8": 38, "fp32": 66}, CPU, False, "failed"),
+        ("fp16", counted(fp32=104), {"fp16": 104}, BACKENDS["onnxruntime-cuda"], False, "not judged"),
     ],
 )
 def test_proofs(precision, executed, in_graph, backend, named, verdict):
     found = prove(PRECISIONS[precision], executed, in_graph, backend, named=named)
     assert found.verdict == verdict
     assert bool(found.reasons) == (verdict != "certified")
+
+
+def test_a_runtime_that_does_not_tell_is_said_to():
+    found = prove(PRECISIONS["fp16"], Executed(layers={"fp32": 9}), {"fp16": 104}, GPU, named=True)
+    assert (found.verdict, found.reasons) == ("certified", ("TensorRT does not tell in which types it multiplies",))
 
 
 def test_what_multiplies_is_told_by_its_name():

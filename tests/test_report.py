@@ -174,6 +174,7 @@ def verified(bundle: Bundle, *, data: str = "drawn", digest: str = "", broken: s
             time_share={} if name == "x-int8" else {"fp32": 0.2, precision: 0.8},
             in_graph={precision: 12},
             relations=relations,
+            batches=(1, 16),
             proof=Judgement(verdict="certified"),
         )
         for name, precision in ENGINES.items()
@@ -192,6 +193,7 @@ def verified(bundle: Bundle, *, data: str = "drawn", digest: str = "", broken: s
         skipped=0,
         engines=tuple(engines),
         batches=(1, 16),
+        batch=16,
         latency={name: latency_of(np.array([1.0, 2.0])) for name in ("torch-fp32", *ENGINES)},
         size_bytes=dict.fromkeys(("fp32", "fp16", "int8"), 1000),
         notes=(f"Of {data}.",),

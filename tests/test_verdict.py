@@ -1,4 +1,4 @@
-"""Verdicts on counts, and how often they are wrong in simulation: at a limit, in one of twenty cases at most."""
+"""Verdicts on counts, and how often they are wrong in simulation, at a limit."""
 
 import math
 
@@ -38,8 +38,8 @@ def _outcome(label: np.ndarray) -> Outcome:
         ({"faces": 200}, "not enough evidence", ["up to 1.33 points of accuracy may be lost", "up to 1.49 % of the"]),
         ({"faces": 540, "other": 1}, "certified", []),
         ({"faces": 2000, "broken": 10}, "not enough evidence", ["at these rates no number of faces would do"]),
-        ({"faces": 2000, "broken": 40}, "failed", ["at least 1.55 points of accuracy are lost", "at least 1.51 % of"]),
-        ({"faces": 2000, "other": 40}, "failed", ["at least 1.51 % of the labels differ; allowed are 1 %"]),
+        ({"faces": 2000, "broken": 40}, "failed", ["at least 1.47 points of accuracy are lost", "at least 1.43 % of"]),
+        ({"faces": 2000, "other": 40}, "failed", ["at least 1.43 % of the labels differ; allowed are 1 %"]),
         ({"faces": 2000, "other": 19}, "not enough evidence", ["up to 1.39 % of the labels may differ"]),
     ],
 )
@@ -109,18 +109,18 @@ def test_bounds_on_shares_hold(share, faces):
 
 @pytest.mark.parametrize("changed", [0.006, 0.01, 0.03])
 def test_an_engine_at_the_limit_is_seldom_certified_and_seldom_failed(changed):
-    """At a true loss of just 0.5 points either verdict is wrong, and is given in 5 % of the cases, and a little more.
+    """At a true loss of just 0.5 points either verdict is wrong.
 
-    Tango's interval is approximate: exact sums give 93 % and more for both sides together.
+    Certified is asked for at 95 %, failed at 97.5 %; Tango's interval is approximate, and 4,000 draws leave room.
     """
     rng, faces, lost = np.random.default_rng(2), 3589, 0.005
     broken = (changed + lost) / 2
     draws = rng.multinomial(faces, [changed - broken, broken, 1 - changed], size=4000)
     counts, times = np.unique(draws, axis=0, return_counts=True)
-    bounds = np.array([paired_interval(int(a), int(b), faces, level=0.9) for a, b, _ in counts])
-    certified, failed = times[bounds[:, 0] >= -lost].sum() / 4000, times[bounds[:, 1] < -lost].sum() / 4000
-    assert certified <= 0.06
-    assert failed <= 0.065
+    bounds = np.array([paired_interval(int(a), int(b), faces, level=0.9)[0] for a, b, _ in counts])
+    above = np.array([paired_interval(int(a), int(b), faces)[1] for a, b, _ in counts])
+    assert times[bounds >= -lost].sum() / 4000 <= 0.055
+    assert times[above < -lost].sum() / 4000 <= 0.04
 
 
 def test_a_good_engine_is_certified_on_the_public_test():
