@@ -24,7 +24,7 @@ from emoexport.errors import BadData, UsageError
 from emoexport.metamorphic import check_relations
 from emoexport.parity import EngineFacts, EngineReport, ParityReport, VerifyFacts
 from emoexport.parity_tables import parity_markdown
-from emoexport.precision import PRECISIONS
+from emoexport.precision import ONNX_NUMBERS, PRECISIONS
 from emoexport.precision_proof import prove
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
@@ -52,16 +52,6 @@ BATCHES = (1, 16)
 
 _ROUNDING = 2e-3
 """What one face's probabilities may differ by in another batch: other kernels round otherwise, below FP32 in steps."""
-
-_NUMBERS = {
-    "FLOAT": "fp32",
-    "FLOAT16": "fp16",
-    "BFLOAT16": "bf16",
-    "INT8": "int8",
-    "UINT8": "int8",
-    "FLOAT8E4M3FN": "fp8",
-}
-"""ONNX's names of types, and ours."""
 
 
 def verify(
@@ -221,7 +211,7 @@ def _in_graph(bundle: Bundle) -> dict[str, dict[str, int]]:
     for name, graph in summarize(bundle).graphs.items():
         counts: Counter[str] = Counter()
         for kind, of_type in graph.types.items():
-            counts[_NUMBERS.get(kind, kind)] += of_type.layers
+            counts[ONNX_NUMBERS.get(kind, kind.lower())] += of_type.layers
         found[name] = {number: count for number, count in counts.items() if count}
     return found
 

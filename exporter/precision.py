@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from emoexport.errors import UsageError
 
-__all__ = ["PRECISIONS", "Precision", "Tolerance", "precisions_named"]
+__all__ = ["ONNX_NUMBERS", "PRECISIONS", "Precision", "Tolerance", "precision_of", "precisions_named"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,22 @@ PRECISIONS: Mapping[str, Precision] = {
         ),
     )
 }
+
+
+ONNX_NUMBERS: Mapping[str, str] = {
+    "FLOAT": "fp32",
+    "FLOAT16": "fp16",
+    "BFLOAT16": "bf16",
+    "INT8": "int8",
+    "UINT8": "int8",
+    "FLOAT8E4M3FN": "fp8",
+}
+"""ONNX's names of types of numbers, and ours."""
+
+
+def precision_of(engine: str) -> str:
+    """The precision that an engine's name ends with; `fp32` where it names none."""
+    return max((name for name in PRECISIONS if engine.endswith(f"-{name}")), key=len, default="fp32")
 
 
 def precisions_named(names: list[str]) -> list[Precision]:

@@ -8,6 +8,7 @@ from matplotlib.patches import Patch
 
 from emoexport.calib.tuning import Tuning
 from emoexport.parity import ParityReport
+from emoexport.precision import ONNX_NUMBERS
 from emoexport.summary import BundleSummary, GraphSummary
 from emoexport.svg import NUMBER_COLOURS, Panel, Row, draw, legend_below, list_rows
 from emoexport.tuning_tables import draw_costs, draw_gains
@@ -15,16 +16,6 @@ from emoexport.tuning_tables import draw_costs, draw_gains
 __all__ = ["graph_panel", "layers_panel", "sensitivity_panels", "time_panel"]
 
 Counts = Mapping[str, float]
-
-_NUMBERS = {
-    "FLOAT": "fp32",
-    "FLOAT16": "fp16",
-    "BFLOAT16": "bf16",
-    "INT8": "int8",
-    "UINT8": "int8",
-    "FLOAT8E4M3FN": "fp8",
-}
-"""ONNX's names of types, and ours."""
 
 
 def graph_panel(summary: BundleSummary) -> Panel:
@@ -92,7 +83,7 @@ def sensitivity_panels(tuning: Tuning) -> list[Panel]:
 def _in_graph(graph: GraphSummary) -> Counts:
     found: Counter[str] = Counter()
     for kind, count in graph.types.items():
-        found[_NUMBERS.get(kind, kind.lower())] += count.layers
+        found[ONNX_NUMBERS.get(kind, kind.lower())] += count.layers
     return +found
 
 

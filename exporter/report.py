@@ -13,7 +13,7 @@ REPORT = "reports/report.html"
 
 
 def write_report(bundle: Bundle, *, out: Path | None = None, run: Path | None = None) -> Path:
-    """Write the page of a bundle: the same bytes as long as bundle, reports and run are the same.
+    """Write the page of a bundle: the same bytes for the same bundle, reports, run and working directory.
 
     Args:
         bundle: the bundle.

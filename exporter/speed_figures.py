@@ -6,19 +6,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from emoexport.engines import BACKENDS
-from emoexport.precision import PRECISIONS
+from emoexport.precision import PRECISIONS, precision_of
 from emoexport.svg import Panel, Row, draw, legend_below, list_rows, number_colour, scale_by_ratio
-from emoexport.throughput import EngineSpeed, SpeedReport
+from emoexport.throughput import REFERENCE, EngineSpeed, SpeedReport
 
 __all__ = ["latency_panel", "roofline_panel", "throughput_panels"]
 
-_INK, _GREY, _REFERENCE = "#000000", "#666666", "torch-fp32"
+_INK, _GREY = "#000000", "#666666"
 _STYLES: Mapping[str, str] = {"fp32": "o-", "fp16": "s-", "bf16": "D-", "int8": "^-", "int8-fp16": "v--", "fp8": "P-"}
-
-
-def _precision_of(engine: str) -> str:
-    """The precision that an engine's name ends with."""
-    return max((name for name in PRECISIONS if engine.endswith(f"-{name}")), key=len, default="fp32")
 
 
 def latency_panel(report: SpeedReport, batch: int) -> Panel:
@@ -47,11 +42,11 @@ def throughput_panels(report: SpeedReport) -> list[Panel]:
     """Faces a second by the number of faces in a call: a panel for each runtime, with the reference in each."""
     rates = [result.faces_a_second for result in report.results]
     limits = min(rates), max(rates)
-    reference = [result for result in report.results if result.engine == _REFERENCE]
+    reference = [result for result in report.results if result.engine == REFERENCE]
     runtimes: dict[str, list[EngineSpeed]] = {}
     for result in report.results:
-        if result.engine != _REFERENCE:
-            runtimes.setdefault(result.engine.removesuffix(f"-{_precision_of(result.engine)}"), []).append(result)
+        if result.engine != REFERENCE:
+            runtimes.setdefault(result.engine.removesuffix(f"-{precision_of(result.engine)}"), []).append(result)
     return [_throughput_panel(runtime, [*reference, *found], limits) for runtime, found in runtimes.items()]
 
 
@@ -66,7 +61,7 @@ def roofline_panel(report: SpeedReport, gflop_a_face: float) -> Panel:
         }
         for engine in engines
     }
-    roofs = {engine: report.gemm_peak_tops.get(PRECISIONS[_precision_of(engine)].number) for engine in engines}
+    roofs = {engine: report.gemm_peak_tops.get(PRECISIONS[precision_of(engine)].number) for engine in engines}
     said = {engine: _share(report, engine) for engine in engines}
 
     def drawing(axes: Axes) -> None:
@@ -102,7 +97,7 @@ def _strip(axes: Axes, height: float, result: EngineSpeed) -> None:
 
 
 def _colour(engine: str) -> str:
-    return _INK if engine == _REFERENCE else number_colour(_precision_of(engine))
+    return _INK if engine == REFERENCE else number_colour(precision_of(engine))
 
 
 def _throughput_panel(runtime: str, results: Sequence[EngineSpeed], limits: tuple[float, float]) -> Panel:
@@ -134,7 +129,7 @@ def _throughput_panel(runtime: str, results: Sequence[EngineSpeed], limits: tupl
 
 
 def _line(axes: Axes, results: Sequence[EngineSpeed]) -> None:
-    precision, is_reference = _precision_of(results[0].engine), results[0].engine == _REFERENCE
+    precision, is_reference = precision_of(results[0].engine), results[0].engine == REFERENCE
     axes.plot(
         [result.batch for result in results],
         [result.faces_a_second for result in results],

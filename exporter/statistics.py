@@ -97,7 +97,8 @@ class Share(Estimate):
 def paired_interval(mended: float, broken: float, total: float, *, level: float = 0.95) -> tuple[float, float]:
     """Two-sided interval on the difference of two accuracies on the same faces.
 
-    All differences that a score test does not reject; it excludes 0 exactly where McNemar's test does. Like every
+    All differences that a score test does not reject; it excludes 0 exactly where McNemar's test
+    does in its asymptotic form. Like every
     approximate interval it covers now more, now less than `level`. Exact sums over 132 settings in which 1 to 30
     faces change, as a rule changes them: 96 % on average, at least 93 %. Those of Newcombe 1998 (method 10) and of
     Agresti and Min 2005 fall to 91 % and 86 % there, where all changes go one way.

@@ -32,7 +32,7 @@ from emoexport.outcome import Outcome
 from emoexport.reference import Reference
 from emoexport.rivals import RIVALS, PlainRival, Rival, RivalEngine, export_plain, rivals_for
 from emoexport.speed_tables import speed_csv, speed_markdown
-from emoexport.throughput import EngineSpeed, SpeedReport, best_of, changes
+from emoexport.throughput import EngineSpeed, SpeedReport, best_of, changes, lost_engines
 from emoexport.views import VIEWS, views_named
 
 no_gpu = pytest.mark.skipif(bool(find_cuda().devices), reason="there is a CUDA device")
@@ -500,6 +500,12 @@ def test_changes_are_those_beyond_both_intervals():
     assert [one.is_faster for one in changes(before, now)] == [True, False]
 
 
+def test_engines_that_are_lost_since():
+    before = report(speed((3.0, 2.8, 3.2)), speed((3.0, 2.8, 3.2), "openvino-fp32"), speed((2, 1, 3), "x-fp32", 64))
+    assert lost_engines(report(speed((3.0, 2.8, 3.2))), before) == ["openvino-fp32"]  # none were timed at 64
+    assert lost_engines(before, before) == []
+
+
 def test_the_command_fails_where_an_engine_became_slower(bundle, call, small_peak, tmp_path):
     earlier = tmp_path / "earlier.json"
     typed = (
@@ -519,6 +525,9 @@ def test_the_command_fails_where_an_engine_became_slower(bundle, call, small_pea
     code, out, _ = call(*typed, "--compare", earlier)
     assert code == 1
     assert "slower" in out
+    code, out, err = call(*typed, "--csv", "--compare", earlier)
+    assert (code, "slower" in out, "slower" in err) == (1, False, True)
+    assert len(list(csv.DictReader(out.splitlines()))) == 2
     assert json.loads(out.splitlines()[-1])["results"]
     earlier.write_text(report(speed((1e-6, 1e-7, 2e-6))).to_json())
     code, out, _ = call(*typed, "--compare", earlier)

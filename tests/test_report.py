@@ -26,7 +26,7 @@ from emoexport.labels import EMOTIONS
 from emoexport.metamorphic import RelationCheck
 from emoexport.outcome import Outcome
 from emoexport.page import Missing
-from emoexport.parity import EngineFacts, VerifyFacts
+from emoexport.parity import EngineFacts, ParityReport, VerifyFacts
 from emoexport.report import write_report
 from emoexport.saved_answers import SavedAnswers
 from emoexport.statistics import Estimate
@@ -340,6 +340,15 @@ def test_answers_of_another_verify_are_not_drawn(tmp_path):
     assert "cannot be read" in find(bundle).answers.sentence
     path.unlink()
     assert "were not kept" in find(bundle).answers.sentence
+
+
+def test_a_verdict_on_an_engine_that_was_built_again_is_not_shown(tmp_path):
+    bundle = made(tmp_path / "x")
+    verified(bundle)
+    report = ParityReport.parse_json(bundle.path / "reports/parity.json")
+    built = report.engines[0].model_copy(update={"file": f"engines/{report.engines[0].engine}.engine"})
+    bundle.write_report("parity", report.model_copy(update={"engines": (built, *report.engines[1:])}), "")
+    assert f"is of other files of {built.engine} than stand here now" in find(bundle).parity.sentence
 
 
 def test_an_engine_that_answers_no_numbers(tmp_path):

@@ -72,8 +72,8 @@ def test_a_batch_that_the_bundle_does_not_take(bundle, quiet):
         benchmark.bench(bundle, batches=(1, 65), console=quiet)
 
 
-@pytest.mark.parametrize("rounds", [10, 20])
-def test_intervals_of_ratios_cover(rounds):
+@pytest.mark.parametrize(("rounds", "least"), [(5, 0.88), (10, 0.92), (20, 0.92)])
+def test_intervals_of_ratios_cover(rounds, least):
     """On a machine that drifts, with calls that now and then take longer, as calls do: skewed times."""
     rng, covered = np.random.default_rng(4), 0
     for seed in range(300):
@@ -81,4 +81,4 @@ def test_intervals_of_ratios_cover(rounds):
         slow, fast = (mean * drift * (1 + rng.gamma(0.5, 0.05, rounds)) for mean in (30.0, 10.0))
         ratio = ratio_of(slow, fast, seed=seed)
         covered += ratio.low <= 3 <= ratio.high  # the median of a ratio of two alike times is 1
-    assert covered / 300 >= 0.92
+    assert covered / 300 >= least
