@@ -240,7 +240,7 @@ def test_a_failed_verdict_is_exit_code_1(call, bundle, monkeypatch):
     code, out, _ = call("verify", bundle.path, "--engine", "onnxruntime", "--limit", "40", "--rounds", "1")
     assert code == 1
     assert "verdict: failed" in out
-    assert "rows are not independent" in out
+    assert "its answers do not go together" in out
 
 
 def test_a_tampered_bundle_is_exit_code_4(call, bundle, tmp_path):
