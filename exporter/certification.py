@@ -97,10 +97,10 @@ def verify(
     Raises:
         UsageError: if the bundle takes no such batch.
     """
+    sizes = _sizes(bundle, batches)
     reference, where, record = open_reference(bundle, run)
     selection: dict[str, Any] = {"engines": engines, "precisions": precisions}
     opened = open_engines(bundle, **selection, threads=threads, cache=cache, profiled=True, note=noted(console))
-    sizes = _sizes(bundle, batches)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     faces, rows = drawn_faces(dataset, split, limit)

@@ -7,7 +7,7 @@ from emoexport.errors import CheckFailed
 from emoexport.opset17 import to_opset_17
 
 
-@pytest.mark.parametrize("layout", ["bundle", "stacked_bundle"])
+@pytest.mark.parametrize("layout", ["bundle", pytest.param("stacked_bundle", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_it_says_the_same_in_opset_17(precision, layout, request, faces, tmp_path):
     source = request.getfixturevalue(layout).graph(precision)

@@ -34,12 +34,10 @@ def copied(bundle: Bundle, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", ["branches", "stacked"])
+@pytest.mark.parametrize("layout", ["bundle", pytest.param("stacked_bundle", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_tensorrt_builds_every_graph_in_the_types_it_has(
-    precision, layout, bundle: Bundle, stacked_bundle: Bundle, tmp_path
-):
-    chosen = bundle if layout == "branches" else stacked_bundle
+def test_tensorrt_builds_every_graph_in_the_types_it_has(precision, layout, request, tmp_path):
+    chosen: Bundle = request.getfixturevalue(layout)
     engine = tmp_path / f"tensorrt-rtx-{precision}.engine"
     passport = build_engine(
         "tensorrt-rtx",
@@ -84,6 +82,7 @@ def test_the_command_builds_them_into_a_bundle(call, bundle, tmp_path):
     assert "tensorrt-rtx-fp16" in shown
 
 
+@pytest.mark.slow
 def test_it_is_refused_where_there_is_no_gpu_and_the_process_lives(bundle, tmp_path):
     """In a process of its own: TensorRT's Runtime may end one that has no driver."""
     mine = copied(bundle, tmp_path / "mine")
