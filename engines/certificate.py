@@ -20,7 +20,7 @@ class Certificate:
     verdict: str
     """`certified`, `failed`, `not enough evidence` or `not judged`."""
     reasons: list[str]
-    """Of another verdict than `certified`, a sentence each, without its point."""
+    """A sentence each, without its point; of what is certified, what could not be told."""
     created: str
     """UTC, ISO 8601."""
     engine_sha256: str
@@ -41,7 +41,7 @@ class Certificate:
     """What was found, one-sided at 95 %: accuracy is no more than this below the reference; and labels that differ."""
     disagreement_bound_pct: float
     multiplies_in: dict[str, float]
-    """By type of number, what part of the multiplications; empty where the runtime does not tell."""
+    """By type of number, what part of the time of the multiplications; empty where the runtime does not tell."""
 
     def stale_because(self, engine_sha256: str, machine: Mapping[str, str]) -> str:
         """Why it says nothing of an engine on a machine; empty if it does."""

@@ -8,6 +8,7 @@ from rich.table import Table
 from emoexport.labels import EMOTIONS
 from emoexport.leakage import AuditReport, RunAccuracy
 from emoexport.statistics import Share
+from emoexport.table_format import percent
 from emoexport.train.audit import DataAudit, NearAudit, SplitAudit
 
 __all__ = ["Section", "audit_markdown", "audit_sections"]
@@ -166,4 +167,4 @@ def _share(count: int, total: int) -> str:
 
 
 def _percent(rate: Share | None) -> str:
-    return f"{100 * rate.value:.2f} [{100 * rate.low:.2f}, {100 * rate.high:.2f}]" if rate else ""
+    return percent(rate, 2) if rate else ""

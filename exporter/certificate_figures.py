@@ -14,8 +14,10 @@ from emoexport.plots import draw_confusion, draw_reliability
 from emoexport.saved_answers import SavedAnswers
 from emoexport.statistics import Estimate
 from emoexport.svg import Panel, Row, draw, draw_pair, list_rows, number_colour
+from emoexport.table_format import with_interval
 
 __all__ = [
+    "MARKS",
     "Answered",
     "accuracy_panel",
     "answered_by",
@@ -27,12 +29,8 @@ __all__ = [
 ]
 
 _INK, _LIMIT, _ROW = "#000000", "#d55e00", 34
-_MARKS: Mapping[str, str] = {
-    "certified": "✓ certified",
-    "failed": "✗ failed",
-    "not enough evidence": "? not enough evidence",
-    "not judged": "- not judged",
-}
+MARKS: Mapping[str, str] = {"certified": "✓", "failed": "✗", "not enough evidence": "?", "not judged": "-"}
+"""By verdict, which is told in words beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +128,8 @@ def recall_panel(result: EngineParity) -> Panel:
 
     def drawing(axes: Axes) -> None:
         rows = [
-            Row(name=f"{name}, n = {change.faces:,}", said=_points(change.points)) for name, change in recall.items()
+            Row(name=f"{name}, n = {change.faces:,}", said=with_interval(change.points, 2, sign=True))
+            for name, change in recall.items()
         ]
         list_rows(axes, rows)
         for height, change in enumerate(recall.values()):
@@ -145,7 +144,7 @@ def recall_panel(result: EngineParity) -> Panel:
         title=result.engine,
         height=60 + _ROW * len(recall),
         text=f"Change of recall by {result.engine}, in points. "
-        + " ".join(f"{name}: {_points(change.points)}." for name, change in recall.items()),
+        + " ".join(f"{name}: {with_interval(change.points, 2, sign=True)}." for name, change in recall.items()),
     )
 
 
@@ -192,7 +191,10 @@ def reliability_panel(answered: Answered) -> Panel:
 
 def _verdicts(report: ParityReport, results: Sequence[EngineParity]) -> list[Row]:
     verdicts = {engine.engine: engine.verdict for engine in report.engines}
-    return [Row(name=result.engine, said=_MARKS[verdicts[result.engine]]) for result in results]
+    return [
+        Row(name=result.engine, said=f"{MARKS[verdicts[result.engine]]} {verdicts[result.engine]}")
+        for result in results
+    ]
 
 
 def _interval(axes: Axes, height: float, estimate: Estimate, colour: str) -> None:
@@ -217,11 +219,7 @@ def _height(results: Sequence[EngineParity]) -> float:
 
 
 def _signed(evidence: Evidence) -> str:
-    return f"{_points(evidence.gain_points)}, no worse than {evidence.bound_points:+.2f}"
-
-
-def _points(estimate: Estimate) -> str:
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    return f"{with_interval(evidence.gain_points, 2, sign=True)}, no worse than {evidence.bound_points:+.2f}"
 
 
 def _changed(evidence: Evidence) -> str:

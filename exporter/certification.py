@@ -21,10 +21,11 @@ from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.passport import Passport
 from emoexport.engines.timing import interleave, latency_of
 from emoexport.errors import BadData, UsageError
+from emoexport.measurement import first_line
 from emoexport.metamorphic import check_relations
 from emoexport.parity import EngineFacts, EngineReport, ParityReport, VerifyFacts
 from emoexport.parity_tables import parity_markdown
-from emoexport.precision import ONNX_NUMBERS, PRECISIONS
+from emoexport.precision import PRECISIONS, size_of
 from emoexport.precision_proof import prove
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
@@ -109,7 +110,8 @@ def verify(
     with progress_bar(console, "reference: every pass of every face", len(faces)) as advance:
         wanted = reference.run(faces.images, progress=advance)
     some = np.resize(faces.images, (sizes[-1], *bundle.manifest.face_shape))
-    asked = _Asked(bundle=bundle, batches=sizes, precisions=precisions or (), in_graph=_in_graph(bundle))
+    in_graph = {name: graph.layers_by_number() for name, graph in summarize(bundle).graphs.items()}
+    asked = _Asked(bundle=bundle, batches=sizes, precisions=precisions or (), in_graph=in_graph)
     facts, answers = [], {}
     for engine in opened:
         try:
@@ -119,7 +121,8 @@ def verify(
             with progress_bar(console, engine.name, len(faces)) as advance:
                 answers[engine.name] = engine.run_all(faces.images, batch_size=fact.batches[-1], progress=advance)
         except Exception as err:  # whatever a runtime raises; the others are judged all the same
-            fact = _failed(asked, engine, str(err).strip().partition("\n")[0].rstrip(".") or type(err).__name__)
+            failure = first_line(err).rstrip(".")
+            fact = EngineFacts(**_known(asked, engine), proof=Judgement(verdict="failed"), failure=failure)
         facts.append(fact)
     answering = [engine for engine in opened if engine.name in answers]
     timed = min([sizes[-1], *(engine.max_batch for engine in answering)])
@@ -206,51 +209,32 @@ class _Asked:
     """By precision: by type of number, how many multiplications its graph has."""
 
 
-def _in_graph(bundle: Bundle) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
-    for name, graph in summarize(bundle).graphs.items():
-        counts: Counter[str] = Counter()
-        for kind, of_type in graph.types.items():
-            counts[ONNX_NUMBERS.get(kind, kind.lower())] += of_type.layers
-        found[name] = {number: count for number, count in counts.items() if count}
-    return found
-
-
 def _fact(asked: _Asked, engine: Engine, some: NDArray[np.uint8]) -> EngineFacts:
     row, in_graph = PRECISIONS[engine.precision], asked.in_graph.get(engine.precision, {})
     batches = tuple(sorted({min(batch, engine.max_batch) for batch in asked.batches}))
     executed = engine.executed(some[: batches[-1]])
     allowed = row.tolerance.max_difference if row.bits == 32 else _ROUNDING
-    named = engine.precision in asked.precisions
-    return _failed(asked, engine, "").model_copy(
-        update={
-            **dataclasses.asdict(executed),
-            "batches": batches,
-            "relations": check_relations(engine, some, batches, allowed=allowed, symmetric=_is_symmetric(asked.bundle)),
-            "proof": prove(row, executed, in_graph, BACKENDS[engine.backend], named=named),
-        }
-    )
-
-
-def _failed(asked: _Asked, engine: Engine, failure: str) -> EngineFacts:
-    """What is known of an engine that does not answer."""
-    file, sha256 = origin_of(asked.bundle, engine)
     return EngineFacts(
-        engine=engine.name,
-        precision=engine.precision,
-        file=file,
-        sha256=sha256,
-        machine=where_it_runs(engine),
-        load_s=engine.load_s,
-        layers={},
-        multiplications={},
-        time_share={},
-        in_graph=dict(asked.in_graph.get(engine.precision, {})),
-        relations=(),
-        batches=(),
-        proof=Judgement(verdict="failed" if failure else "certified"),
-        failure=failure,
+        **_known(asked, engine),
+        **dataclasses.asdict(executed),
+        batches=batches,
+        relations=check_relations(engine, some, batches, allowed=allowed, symmetric=_is_symmetric(asked.bundle)),
+        proof=prove(row, executed, in_graph, BACKENDS[engine.backend], named=engine.precision in asked.precisions),
     )
+
+
+def _known(asked: _Asked, engine: Engine) -> dict[str, Any]:
+    """What is known of an engine before it answers."""
+    file, sha256 = origin_of(asked.bundle, engine)
+    return {
+        "engine": engine.name,
+        "precision": engine.precision,
+        "file": file,
+        "sha256": sha256,
+        "machine": where_it_runs(engine),
+        "load_s": engine.load_s,
+        "in_graph": dict(asked.in_graph.get(engine.precision, {})),
+    }
 
 
 def _is_symmetric(bundle: Bundle) -> bool:
@@ -273,7 +257,7 @@ def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None
     """
     file = bundle.path / "engines" / engine.engine
     is_built = BACKENDS[_backend_of(engine)].built_from == "graph"
-    passport = Passport.read(file) if is_built else _passport_for(bundle, engine)
+    passport = Passport.read(file) if is_built else _passport_for(bundle, report, engine)
     if passport.sha256 != engine.sha256:
         return
     found = [result.evidence for result in report.results if result.engine == engine.engine]
@@ -298,15 +282,14 @@ def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None
     dataclasses.replace(passport, certificate=dataclasses.asdict(certificate)).write(file)
 
 
-def _passport_for(bundle: Bundle, engine: EngineReport) -> Passport:
+def _passport_for(bundle: Bundle, report: ParityReport, engine: EngineReport) -> Passport:
     """Of an engine that had none: a runtime makes it of a file of the bundle when it is opened."""
     manifest = bundle.manifest
     has_graph = BACKENDS[_backend_of(engine)].built_from != "fold"
-    sizes = sizes_of(bundle)
     return Passport(
         file=os.path.relpath(engine.file, "engines"),
         sha256=engine.sha256,
-        bytes=sizes[engine.engine if engine.engine in sizes else engine.precision],
+        bytes=size_of(report.size_bytes, engine.engine),
         backend=_backend_of(engine),
         precision=engine.precision,
         graph=manifest.graphs[engine.precision].file if has_graph else "",

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from emoexport.evaluation import BINS, ComparedRows, EvaluatedMember, EvaluationReport, RowsResult
 from emoexport.statistics import Estimate
-from emoexport.table_format import markdown_table, terminal_table
+from emoexport.table_format import markdown_table, percent, terminal_table, with_interval
 from emoexport.tables import machine_line
 
 __all__ = ["evaluation_markdown", "evaluation_tables"]
@@ -94,7 +94,7 @@ def _figure_rows(report: EvaluationReport, digits: int) -> list[Row]:
         }
         for name, field in names.items()
     ]
-    nll = {column: _plain(figures.nll) for column, figures in columns.items()}
+    nll = {column: with_interval(figures.nll, 3) for column, figures in columns.items()}
     return [*rows, {"figure": "negative log likelihood [95 %]", **nll}]
 
 
@@ -103,7 +103,7 @@ def _gain_rows(result: RowsResult, digits: int) -> list[Row]:
         {
             "step": step.name,
             "accuracy %": f"{100 * step.accuracy.value:.{digits}f}",
-            "points [95 %]": _signed(step.gain.points, digits) if step.gain else "",
+            "points [95 %]": with_interval(step.gain.points, digits, sign=True) if step.gain else "",
             "mended": f"{step.gain.mended:,}" if step.gain else "",
             "broken": f"{step.gain.broken:,}" if step.gain else "",
             "verdict": step.gain.verdict if step.gain else "",
@@ -118,7 +118,7 @@ def _comparison_rows(result: ComparedRows, digits: int) -> list[Row]:
             "step": step.name,
             "accuracy %": f"{100 * step.accuracy.value:.{digits}f}",
             "the other's %": f"{100 * step.other.value:.{digits}f}",
-            "points [95 %]": _signed(step.gain.points, digits),
+            "points [95 %]": with_interval(step.gain.points, digits, sign=True),
             "mended": f"{step.gain.mended:,}",
             "broken": f"{step.gain.broken:,}",
             "verdict": step.gain.verdict,
@@ -132,9 +132,9 @@ def _calibration_rows(result: RowsResult, digits: int) -> list[Row]:
         {
             "step": step.name,
             "ECE %": f"{100 * step.ece:.{digits}f}",
-            "change [95 %]": _signed(_times_hundred(step.gain.ece), digits) if step.gain else "",
+            "change [95 %]": with_interval(_times_hundred(step.gain.ece), digits, sign=True) if step.gain else "",
             "NLL": f"{step.nll:.3f}",
-            "change of NLL [95 %]": _signed(step.gain.nll, 3) if step.gain else "",
+            "change of NLL [95 %]": with_interval(step.gain.nll, 3, sign=True) if step.gain else "",
         }
         for step in result.steps
     ]
@@ -160,17 +160,7 @@ def _confusion_rows(result: RowsResult, report: EvaluationReport) -> list[Row]:
 
 
 def _percent(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None:
-        return "none"
-    return f"{100 * estimate.value:.{digits}f} [{100 * estimate.low:.{digits}f}, {100 * estimate.high:.{digits}f}]"
-
-
-def _plain(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def _signed(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+    return "none" if estimate is None else percent(estimate, digits)
 
 
 def _times_hundred(estimate: Estimate) -> Estimate:

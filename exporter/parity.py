@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from emoexport.config import Record
 from emoexport.engines.timing import Latency
@@ -49,16 +50,16 @@ class EngineFacts(Record):
     machine: dict[str, str]
     """The runtime and its version, and the processor or the GPU."""
     load_s: float
-    layers: dict[str, int]
+    layers: dict[str, int] = Field(default_factory=dict)
     """By type of number, how many layers the runtime computes in it; empty where it does not tell, as in the next."""
-    multiplications: dict[str, int]
+    multiplications: dict[str, int] = Field(default_factory=dict)
     """How many of these are convolutions, matrix products or attention."""
-    time_share: dict[str, float]
+    time_share: dict[str, float] = Field(default_factory=dict)
     """By type of number, what part of the time of these."""
     in_graph: dict[str, int]
     """By type of number, how many of them the graph has."""
-    relations: tuple[RelationCheck, ...]
-    batches: tuple[int, ...]
+    relations: tuple[RelationCheck, ...] = ()
+    batches: tuple[int, ...] = ()
     """Numbers of faces in a call at which the relations were checked; all faces were answered at the largest."""
     proof: Judgement
     """On its precision: whether the runtime computes in what was asked for."""

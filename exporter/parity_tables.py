@@ -3,11 +3,12 @@
 from rich.table import Table
 
 from emoexport.parity import EngineParity, EngineReport, ParityReport
-from emoexport.table_format import Row, markdown_table, terminal_table
-from emoexport.tables import machine_line, percent
+from emoexport.precision import size_of
+from emoexport.table_format import Row, markdown_table, percent, terminal_table, with_interval
+from emoexport.tables import machine_line
 from emoexport.verdict import Verdict
 
-__all__ = ["engine_row", "evidence_row", "parity_markdown", "parity_table", "reasons_of"]
+__all__ = ["certified_means", "engine_row", "evidence_row", "parity_markdown", "parity_table", "reasons_of"]
 
 _IN_TERMINAL = ("engine", "precision", "accuracy % [95 %]", "no worse than", "other labels", "ms a face", "verdict")
 
@@ -19,16 +20,11 @@ def parity_table(report: ParityReport, rows: str) -> Table:
 
 def parity_markdown(report: ParityReport) -> str:
     """The whole report as Markdown."""
-    limits = report.limits
-    lost, other = f"{limits.max_drop_points:g} points of accuracy", f"{limits.max_disagreement_pct:g} % of the faces"
     parts = [
         "# Parity with the PyTorch reference",
         f"Verdict: **{report.verdict}**. Data: {report.data}, split {report.split}, {report.faces:,} faces "
         f"(SHA-256 {report.data_sha256[:16]}…). Bundle {report.bundle_digest[:16]}…. {report.created}.",
-        f"Certified is an engine that, at 95 %, loses no more than {lost} and decides no more than {other} otherwise; "
-        "whose probabilities differ by no more than rounding explains; whose rows are independent at the batches "
-        f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for, "
-        "as far as its runtime tells.",
+        certified_means(report),
         markdown_table([engine_row(engine) for engine in report.engines]),
         *_reasons(report),
     ]
@@ -59,8 +55,7 @@ def parity_markdown(report: ParityReport) -> str:
 def _recall_row(result: EngineParity) -> Row:
     row = {"engine": result.engine}
     for name, change in result.evidence.recall.items():
-        points = change.points
-        row[f"{name} ({change.faces:,})"] = f"{points.value:+.2f} [{points.low:+.2f}, {points.high:+.2f}]"
+        row[f"{name} ({change.faces:,})"] = with_interval(change.points, 2, sign=True)
     return row
 
 
@@ -69,8 +64,20 @@ def _worst_row(result: EngineParity) -> Row:
     return {"engine": result.engine, "faces": worst}
 
 
+def certified_means(report: ParityReport) -> str:
+    """What a certificate of this report says, as a sentence."""
+    limits = report.limits
+    return (
+        f"Certified is an engine that, at 95 %, loses no more than {limits.max_drop_points:g} points of accuracy and "
+        f"decides no more than {limits.max_disagreement_pct:g} % of the faces otherwise; whose probabilities differ by "
+        "no more than rounding explains; whose rows are independent at the batches "
+        f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for, as far as its "
+        "runtime tells."
+    )
+
+
 def reasons_of(report: ParityReport) -> dict[tuple[Verdict, str], list[str]]:
-    """Why engines are not certified: by verdict and sentence, the engines that it is said of."""
+    """What is said of engines beside their verdict: by verdict and sentence, the engines that it is said of."""
     found: dict[tuple[Verdict, str], list[str]] = {}
     for engine in report.engines:
         for reason in engine.reasons:
@@ -80,7 +87,7 @@ def reasons_of(report: ParityReport) -> dict[tuple[Verdict, str], list[str]]:
 
 def _reasons(report: ParityReport) -> list[str]:
     lines = [f"- {', '.join(names)}: {verdict}. {reason}." for (verdict, reason), names in reasons_of(report).items()]
-    return ["## Why not certified", "\n".join(lines)] if lines else []
+    return ["## Reasons", "\n".join(lines)] if lines else []
 
 
 def engine_row(engine: EngineReport) -> Row:
@@ -135,7 +142,7 @@ def _parity_row(report: ParityReport, result: EngineParity, digits: int) -> Row:
         "max Δp": f"{result.max_difference:.1e}",
         "mean Δp": f"{result.mean_difference:.1e}",
         "ms a face": f"{report.latency[result.engine].p50_ms / report.batch:.2f}",
-        "MB": f"{_size(report, result) / 1e6:.1f}",
+        "MB": f"{size_of(report.size_bytes, result.engine) / 1e6:.1f}",
         "verdict": verdict,
     }
 
@@ -143,22 +150,15 @@ def _parity_row(report: ParityReport, result: EngineParity, digits: int) -> Row:
 def evidence_row(result: EngineParity) -> Row:
     """How an engine and the reference compare face by face."""
     found = result.evidence
-    gain = found.gain_points
     emotion, change = min(found.recall.items(), key=lambda item: item[1].points.value)
-    recall = change.points
     return {
         "engine": result.engine,
         "only it right": str(found.engine_only_right),
         "only the reference": str(found.reference_only_right),
-        "points [95 %]": f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]",
+        "points [95 %]": with_interval(found.gain_points, 2, sign=True),
         "McNemar p": f"{found.mcnemar_p:.2g}",
         "other labels": str(found.disagreements),
         "KL": f"{found.divergence_nats:.1e}",
         "ECE % (reference)": f"{100 * found.calibration_error:.2f} ({100 * found.reference_calibration_error:.2f})",
-        "recall, largest loss [95 %]": f"{emotion} {recall.value:+.2f} [{recall.low:+.2f}, {recall.high:+.2f}]",
+        "recall, largest loss [95 %]": f"{emotion} {with_interval(change.points, 2, sign=True)}",
     }
-
-
-def _size(report: ParityReport, result: EngineParity) -> int:
-    """Bytes of what the engine is opened from: its package, or else the graph."""
-    return next(report.size_bytes[name] for name in (result.engine, result.precision) if name in report.size_bytes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from emoexport.errors import UsageError
 
-__all__ = ["ONNX_NUMBERS", "PRECISIONS", "Precision", "Tolerance", "precision_of", "precisions_named"]
+__all__ = ["ONNX_NUMBERS", "PRECISIONS", "Precision", "Tolerance", "precision_of", "precisions_named", "size_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,11 @@ ONNX_NUMBERS: Mapping[str, str] = {
 def precision_of(engine: str) -> str:
     """The precision that an engine's name ends with; `fp32` where it names none."""
     return max((name for name in PRECISIONS if engine.endswith(f"-{name}")), key=len, default="fp32")
+
+
+def size_of(sizes: Mapping[str, int], engine: str) -> int:
+    """Bytes of what an engine is opened from: by its own name, or else by the precision of its graph."""
+    return sizes[engine] if engine in sizes else sizes[precision_of(engine)]
 
 
 def precisions_named(names: list[str]) -> list[Precision]:

@@ -1,6 +1,5 @@
 """In which numbers a bundle computes, drawn for the page: what graphs ask for, what engines do, what blocks cost."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -8,8 +7,7 @@ from matplotlib.patches import Patch
 
 from emoexport.calib.tuning import Tuning
 from emoexport.parity import ParityReport
-from emoexport.precision import ONNX_NUMBERS
-from emoexport.summary import BundleSummary, GraphSummary
+from emoexport.summary import BundleSummary
 from emoexport.svg import NUMBER_COLOURS, Panel, Row, draw, legend_below, list_rows
 from emoexport.tuning_tables import draw_costs, draw_gains
 
@@ -21,7 +19,7 @@ Counts = Mapping[str, float]
 def graph_panel(summary: BundleSummary) -> Panel:
     """By graph, how many convolutions and matrix products are in which type of number."""
     return _histogram(
-        {precision: _in_graph(graph) for precision, graph in summary.graphs.items()},
+        {precision: graph.layers_by_number() for precision, graph in summary.graphs.items()},
         name="in-graphs",
         title="Asked for: layers of the graphs",
         text="By graph, how many of its convolutions and matrix products are in which type of number.",
@@ -78,13 +76,6 @@ def sensitivity_panels(tuning: Tuning) -> list[Panel]:
             text=f"By block, of {blocks}, the time that few bits gain, with its 95 % interval.",
         ),
     ]
-
-
-def _in_graph(graph: GraphSummary) -> Counts:
-    found: Counter[str] = Counter()
-    for kind, count in graph.types.items():
-        found[ONNX_NUMBERS.get(kind, kind.lower())] += count.layers
-    return +found
 
 
 def _histogram(counted: Mapping[str, Counts], *, name: str, title: str, text: str, unit: str = "") -> Panel:

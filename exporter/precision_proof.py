@@ -40,8 +40,8 @@ def prove(
     if not shares:
         return Judgement(verdict="certified", reasons=(f"{backend.title} does not tell in which types it multiplies",))
     told = ", ".join(f"{number} {part:.0%}" for number, part in shares.items() if part)
-    lowered = [number for number in shares if _BITS[number] < (32 if number not in in_graph and in_graph else row.bits)]
-    if lowered:
+    own = in_graph or shares  # of what has no graph nothing is foreign
+    if any(_BITS[number] < (row.bits if number in own else 32) for number in shares):
         return Judgement(
             verdict="failed", reasons=(f"{backend.title} multiplies the graph of {row.title} in fewer bits ({told})",)
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from emoexport.certificate_figures import (
+    MARKS,
     accuracy_panel,
     answered_by,
     confusion_panel,
@@ -15,26 +16,24 @@ from emoexport.certificate_figures import (
     that_differ_most,
 )
 from emoexport.contents_section import contents_section
-from emoexport.engines.timing import Ratio
 from emoexport.evaluation import BINS
 from emoexport.findings import Findings, Training
 from emoexport.page import Drawing, Missing, Page, Section, Sheet
 from emoexport.parity import EngineParity, ParityReport
-from emoexport.parity_tables import engine_row, evidence_row, parity_table, reasons_of
+from emoexport.parity_tables import certified_means, engine_row, evidence_row, parity_table, reasons_of
 from emoexport.precision import PRECISIONS
 from emoexport.precision_figures import graph_panel, layers_panel, sensitivity_panels, time_panel
 from emoexport.saved_answers import SavedAnswers
 from emoexport.speed_figures import latency_panel, roofline_panel, throughput_panels
 from emoexport.speed_tables import engines_table, speed_table
 from emoexport.svg import draw, legend_below
+from emoexport.table_format import percent, with_interval
 from emoexport.tables import machine_line
 from emoexport.throughput import SpeedReport
 from emoexport.train.curves import draw_accuracy, draw_losses
 from emoexport.tuning_tables import tuning_sentences, tuning_table
 
 __all__ = ["page_of"]
-
-_MARKS = {"certified": "✓", "failed": "✗", "not enough evidence": "?", "not judged": "-", "not verified": "-"}
 
 
 def page_of(found: Findings) -> Page:
@@ -43,7 +42,7 @@ def page_of(found: Findings) -> Page:
     return Page(
         title=found.bundle.path.resolve().name,
         verdict=verdict,
-        mark=_MARKS[verdict],
+        mark=MARKS.get(verdict, "-"),
         lines=_summary_lines(found),
         sections=[
             contents_section(found),
@@ -72,18 +71,13 @@ def _summary_lines(found: Findings) -> list[str]:
             f"{parity.split}: {told}."
         )
     if isinstance(speed, SpeedReport):
-        good = (
-            {one.engine for one in parity.engines if one.verdict == "certified"}
-            if isinstance(parity, ParityReport)
-            else set()
-        )
-        tried = set(parity.batches) if isinstance(parity, ParityReport) else set()
-        shown = [one for one in speed.results if one.engine in good and one.batch in tried] or speed.results
-        word = "Fastest of the certified" if all(one.engine in good for one in shown) else "Fastest"
-        best = min(shown, key=lambda result: result.ms_a_face)
+        engines = parity.engines if isinstance(parity, ParityReport) else ()
+        tried = {(one.engine, batch) for one in engines if one.verdict == "certified" for batch in one.batches}
+        certified = [one for one in speed.results if (one.engine, one.batch) in tried]
+        best = min(certified or speed.results, key=lambda result: result.ms_a_face)
         lines.append(
-            f"{word}: {best.engine}, {best.ms_a_face:.3g} ms a face in calls of {best.batch}, "
-            f"{_ratio(best.times_reference)} times as fast as the reference."
+            f"{'Fastest of the certified' if certified else 'Fastest'}: {best.engine}, {best.ms_a_face:.3g} ms a face "
+            f"in calls of {best.batch}, {with_interval(best.times_reference, 2)} times as fast as the reference."
         )
     return lines
 
@@ -103,7 +97,7 @@ def _certificate_sections(found: Findings) -> list[Section]:
 
 
 def _certificate(report: ParityReport) -> Section:
-    limits, rows = report.limits, list(dict.fromkeys(result.rows for result in report.results))
+    rows = list(dict.fromkeys(result.rows for result in report.results))
     most = that_differ_most(report, rows[0])
     recall = Drawing(
         panels=[recall_panel(result) for result in most],
@@ -115,11 +109,7 @@ def _certificate(report: ParityReport) -> Section:
         anchor="certificate",
         title="Certificate",
         lines=[
-            f"Certified is an engine that, at 95 %, loses no more than {limits.max_drop_points:g} points of accuracy "
-            f"and decides no more than {limits.max_disagreement_pct:g} % of the faces otherwise; whose probabilities "
-            "differ by no more than rounding explains; whose rows are independent at the batches "
-            f"{', '.join(map(str, report.batches))}; and which multiplies in the type that was asked for, as far as "
-            "its runtime tells.",
+            certified_means(report),
             *(f"{', '.join(names)}: {verdict}. {reason}." for (verdict, reason), names in reasons_of(report).items()),
             *report.notes,
         ],
@@ -180,8 +170,8 @@ def _answer_sections(report: ParityReport, saved: SavedAnswers) -> list[Section]
     errors = [
         {
             "of": one.name,
-            "accuracy % [95 %]": _percent(one.figures.accuracy),
-            "calibration error % [95 %]": _percent(one.figures.ece),
+            "accuracy % [95 %]": percent(one.figures.accuracy, 2),
+            "calibration error % [95 %]": percent(one.figures.ece, 2),
         }
         for one in answered
     ]
@@ -328,11 +318,3 @@ def _foot(found: Findings) -> list[str]:
         if not isinstance(report, Missing):
             lines.append(f"{name} {report.created}. {machine_line(report.machine)}")
     return lines
-
-
-def _percent(estimate: object) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * getattr(estimate, name) for name in ("value", "low", "high")))
-
-
-def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"

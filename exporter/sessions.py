@@ -11,7 +11,8 @@ from emoexport.compiled import require_this_machine
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import read_certificate
-from emoexport.engines.machine import describe_machine
+from emoexport.engines.cuda import require_device
+from emoexport.engines.machine import describe_processor, kernel_driver, versions_of
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadBundle, BadCheckpoint, EmoexportError, MissingRuntime, WrongMachine
@@ -199,11 +200,16 @@ def origin_of(bundle: Bundle, engine: Engine) -> tuple[str, str]:
 def where_it_runs(engine: Engine) -> dict[str, str]:
     """The runtime of an engine with its version, and the processor, or the GPU and its driver."""
     runtime = " ".join(filter(None, [getattr(engine, "runtime", ""), getattr(engine, "version", "")]))
-    machine = describe_machine()
     if BACKENDS[engine.backend].device == "cpu":
-        return {"runtime": runtime, "processor": machine["processor"]}
-    names = ("gpu", "kernel_driver", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13")
-    return {"runtime": runtime, **{name: machine[name] for name in names if name in machine}}
+        return {"runtime": runtime, "processor": describe_processor()}
+    versions = versions_of("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13")
+    driver = kernel_driver()
+    return {
+        "runtime": runtime,
+        "gpu": require_device().name,
+        **({"kernel_driver": driver} if driver else {}),
+        **versions,
+    }
 
 
 def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequence[int]) -> list[str]:

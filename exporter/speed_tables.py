@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from emoexport.engines.memory_probe import Memory
-from emoexport.precision import precision_of
-from emoexport.table_format import Row, markdown_table, terminal_table
+from emoexport.precision import precision_of, size_of
+from emoexport.table_format import Row, markdown_table, terminal_table, with_interval
 from emoexport.tables import machine_line
 from emoexport.throughput import Change, EngineSpeed, Planned, SpeedReport, best_of
 
@@ -91,8 +91,8 @@ def changes_table(found: Sequence[Change]) -> Table:
         {
             "engine": one.engine,
             "batch": str(one.batch),
-            "times reference before": f"{one.before.value:.2f} [{one.before.low:.2f}, {one.before.high:.2f}]",
-            "now": f"{one.now.value:.2f} [{one.now.low:.2f}, {one.now.high:.2f}]",
+            "times reference before": with_interval(one.before, 2),
+            "now": with_interval(one.now, 2),
             "": "slower" if one.is_slower else "faster" if one.is_faster else "",
         }
         for one in found
@@ -150,7 +150,7 @@ def _size(report: SpeedReport, engine: str) -> int | None:
     """Bytes of what it was opened from, an engine of its own or else the graph of its precision; None of members."""
     if engine not in report.load_s:
         return None
-    return report.size_bytes.get(engine) or report.size_bytes.get(precision_of(engine))
+    return size_of(report.size_bytes, engine)
 
 
 def _engine_rows(report: SpeedReport) -> list[Row]:
@@ -184,7 +184,6 @@ def _number(value: float | None, digits: int, *, unit: float = 1) -> str:
 def _speed_row(result: EngineSpeed) -> Row:
     precision = precision_of(result.engine)
     engine = result.engine.removesuffix(f"-{precision}")
-    ratio = result.times_reference
     return {
         "engine": "PyTorch" if engine == "torch" else engine,
         "precision": precision,
@@ -198,7 +197,7 @@ def _speed_row(result: EngineSpeed) -> Row:
         "ms a face": f"{result.ms_a_face:.2f}",
         "faces/s": f"{result.faces_a_second:.1f}",
         "passes/s": f"{result.passes_a_second:,.0f}",
-        "times reference": f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+        "times reference": with_interval(result.times_reference, 2),
         "of peak %": _number(result.share_of_peak, 0, unit=0.01),
         "before, compute, after ms": "" if result.split_ms is None else " ".join(f"{ms:.2f}" for ms in result.split_ms),
         "cores": _number(result.cores, 1),

@@ -16,6 +16,7 @@ from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.errors import BadBundle
 from emoexport.passes import Choice
+from emoexport.precision import ONNX_NUMBERS
 
 __all__ = ["LAYERS", "BundleSummary", "GraphSummary", "PackageSummary", "TypeCount", "summarize"]
 
@@ -52,6 +53,13 @@ class GraphSummary(Record):
     """By reason, the nodes of members that stayed in FP32, or unquantised."""
     types: dict[str, TypeCount]
     """The precision histogram, by ONNX tensor type (FLOAT, FLOAT16, INT8, ...), most weight bytes first."""
+
+    def layers_by_number(self) -> dict[str, int]:
+        """Nodes of `LAYERS` by our name of the type of number that they compute in."""
+        found: Counter[str] = Counter()
+        for kind, count in self.types.items():
+            found[ONNX_NUMBERS.get(kind, kind.lower())] += count.layers
+        return dict(+found)
 
 
 class PackageSummary(PackageEntry):

@@ -1,13 +1,37 @@
 """Rows by column name as tables: for the terminal, as Markdown."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from rich import box
 from rich.table import Table
 
-__all__ = ["Row", "markdown_table", "terminal_table"]
+__all__ = ["Row", "markdown_table", "percent", "terminal_table", "with_interval"]
 
 Row = dict[str, str]
+
+
+class _Estimate(Protocol):
+    """A figure with its interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def with_interval(found: _Estimate, digits: int, *, sign: bool = False) -> str:
+    """A figure with its interval, as `0.74 [0.70, 0.78]`; with a plus where it is above zero, if it has a sign."""
+    value, low, high = (f"{one:{'+' if sign else ''}.{digits}f}" for one in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def percent(share: _Estimate, digits: int) -> str:
+    """A share in percent, with its interval."""
+    value, low, high = (f"{100 * one:.{digits}f}" for one in (share.value, share.low, share.high))
+    return f"{value} [{low}, {high}]"
 
 
 def terminal_table(columns: Sequence[str], rows: Sequence[Row], *, texts: Sequence[str]) -> Table:

@@ -6,14 +6,12 @@ from rich.table import Table
 
 from emoexport.cube import CubeAccuracy
 from emoexport.decision import Gain, TemperatureReport
-from emoexport.statistics import Share
-from emoexport.table_format import Row, markdown_table, terminal_table
+from emoexport.table_format import Row, markdown_table, percent, terminal_table
 from emoexport.train.checkpoint import FittedDecision
 
 __all__ = [
     "cube_table",
     "machine_line",
-    "percent",
     "rules_markdown",
     "rules_table",
     "temperature_sentence",
@@ -87,11 +85,6 @@ def _gain_row(gain: Gain, digits: int, *, kept: bool) -> Row:
         "at least": f"{gain.bound_points:+.{digits}f}",
         "kept": "yes" if kept else "no",
     }
-
-
-def percent(share: Share, digits: int) -> str:
-    """A share in percent, with its interval."""
-    return f"{100 * share.value:.{digits}f} [{100 * share.low:.{digits}f}, {100 * share.high:.{digits}f}]"
 
 
 def machine_line(machine: dict[str, str]) -> str:

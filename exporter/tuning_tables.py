@@ -13,7 +13,7 @@ from emoexport.engines import BACKENDS
 from emoexport.plots import BLUE, GREY, VERMILION, plain_axes, png
 from emoexport.precision import PRECISIONS
 from emoexport.statistics import exact_interval
-from emoexport.table_format import Row, markdown_table, terminal_table
+from emoexport.table_format import Row, markdown_table, terminal_table, with_interval
 
 __all__ = ["draw_costs", "draw_gains", "tuning_markdown", "tuning_plot", "tuning_sentences", "tuning_table"]
 
@@ -149,7 +149,7 @@ def _search_row(tuning: Tuning, trial: Trial) -> Row:
         "mended": str(cost.mended),
         "broken": str(cost.broken),
         "KL": f"{cost.kl:.1e}",
-        "times as fast [95 %]": f"{speed.value:.3f} [{speed.low:.3f}, {speed.high:.3f}]",
+        "times as fast [95 %]": with_interval(speed, 3),
         "ms a face": f"{trial.ms_a_face:.2f}",
         "chosen": "yes" if trial.left == tuning.left else "",
     }

@@ -41,7 +41,7 @@ class Judgement(Record):
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
-    """A sentence each, without its point; none of what is certified."""
+    """A sentence each, without its point; of what is certified, what could not be told."""
     faces_needed: int | None = None
     """For a certificate, if faces go on to be as these are; None where none are, or no number would do."""
 

@@ -484,6 +484,12 @@ def report(*results: EngineSpeed) -> SpeedReport:
     )
 
 
+def quick_bench(bundle, *, batch: int, rounds: int) -> tuple[object, ...]:
+    """The command that times one engine beside the reference, and no memory."""
+    engine = ("--engine", "onnxruntime", "--precision", "fp32")
+    return "bench", bundle.path, *engine, "--batch", batch, "--rounds", rounds, "--no-memory"
+
+
 def test_changes_are_those_beyond_both_intervals():
     before = report(speed((3.0, 2.8, 3.2)), speed((3.0, 2.8, 3.2), batch=1), speed((1.0, 1.0, 1.0), "torch-fp32"))
     now = report(
@@ -508,19 +514,7 @@ def test_engines_that_are_lost_since():
 
 def test_the_command_fails_where_an_engine_became_slower(bundle, call, small_peak, tmp_path):
     earlier = tmp_path / "earlier.json"
-    typed = (
-        "bench",
-        bundle.path,
-        "--engine",
-        "onnxruntime",
-        "--precision",
-        "fp32",
-        "--batch",
-        4,
-        "--rounds",
-        3,
-        "--no-memory",
-    )
+    typed = quick_bench(bundle, batch=4, rounds=3)
     earlier.write_text(report(speed((1e6, 1e6 - 1, 1e6 + 1))).to_json())
     code, out, _ = call(*typed, "--compare", earlier)
     assert code == 1
@@ -537,26 +531,13 @@ def test_the_command_fails_where_an_engine_became_slower(bundle, call, small_pea
 def test_what_became_slower_does_not_stand_in_the_csv(bundle, call, small_peak, tmp_path):
     earlier = tmp_path / "earlier.json"
     earlier.write_text(report(speed((1e6, 1e6 - 1, 1e6 + 1))).to_json())
-    typed = ("bench", bundle.path, "--engine", "onnxruntime", "--precision", "fp32", "--batch", 4, "--rounds", 2)
-    code, out, err = call(*typed, "--no-memory", "--csv", "--compare", earlier)
+    code, out, err = call(*quick_bench(bundle, batch=4, rounds=2), "--csv", "--compare", earlier)
     assert (code, "slower" in out, "slower" in err) == (1, False, True)
     assert len(list(csv.DictReader(out.splitlines()))) == 2
 
 
 def test_other_forms_are_alone_on_standard_output(bundle, call, small_peak):
-    typed = (
-        "bench",
-        bundle.path,
-        "--engine",
-        "onnxruntime",
-        "--precision",
-        "fp32",
-        "--batch",
-        2,
-        "--rounds",
-        2,
-        "--no-memory",
-    )
+    typed = quick_bench(bundle, batch=2, rounds=2)
     _, out, _ = call(*typed, "--csv")
     rows = list(csv.DictReader(out.splitlines()))
     assert [(row["engine"], row["batch"]) for row in rows] == [("torch-fp32", "2"), ("onnxruntime-fp32", "2")]

@@ -9,7 +9,7 @@ import numpy as np
 
 from emoexport.engines.timing import ratio_of
 from emoexport.parity import EngineParity, ParityReport
-from emoexport.statistics import Share
+from emoexport.table_format import percent, with_interval
 from emoexport.throughput import EngineSpeed, SpeedReport
 
 HERE, BATCH = Path(__file__).parent, 16
@@ -32,35 +32,30 @@ def main() -> None:
     clean = [result for result in parity.results if result.rows == "clean"]
     print_row(*COLUMNS, "MB", "verdict")
     print_row(*["---"] * (len(COLUMNS) + 2))
-    print_row("PyTorch", "fp32", percent(clean[0].reference_accuracy), "", "", "fp32", "1", "", "reference")
+    print_row("PyTorch", "fp32", percent(clean[0].reference_accuracy, 1), "", "", "fp32", "1", "", "reference")
     for result in clean:
         print_engine(parity, result, timed[result.engine])
     best = max((timed[result.engine] for result in clean), key=lambda one: one.faces_a_second)
     for rival in (one for one in timed.values() if one.engine not in {result.engine for result in clean}):
         ratio = ratio_of(np.array(rival.samples_ms), np.array(best.samples_ms))
-        print(f"{best.engine} against {rival.engine}: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
+        print(f"{best.engine} against {rival.engine}: {with_interval(ratio, 2)}")
 
 
 def print_engine(parity: ParityReport, result: EngineParity, speed: EngineSpeed) -> None:
     """One engine."""
     engine = next(one for one in parity.engines if one.engine == result.engine)
-    ratio, evidence = speed.times_reference, result.evidence
+    evidence = result.evidence
     print_row(
         result.engine.removesuffix(f"-{result.precision}"),
         result.precision,
-        percent(result.accuracy),
+        percent(result.accuracy, 1),
         f"{evidence.bound_points:+.2f}",
         f"at most {100 * evidence.disagreement_bound:.2f} %",
         ", ".join(f"{number} {100 * part:.0f} %" for number, part in engine.time_share.items()),
-        f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]",
+        with_interval(speed.times_reference, 1),
         f"{parity.size_bytes[result.precision] / 1e6:.1f}",
         engine.verdict,
     )
-
-
-def percent(share: Share) -> str:
-    """In percent, with its interval."""
-    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 def print_row(*cells: str) -> None:
