@@ -23,7 +23,7 @@ def summary_tables(summary: BundleSummary) -> Iterator[tuple[str, Table]]:
     if summary.engines:
         yield "compiled, for one kind of machine", _table(_package_rows(summary), "engine", "file", "PyTorch", "for")
     if summary.certificates:
-        title = "certificates: points that may be lost and labels that may differ, at most, at 95 %"
+        title = "certificates: points lost and labels that differ, at most, at 95 %"
         yield title, _table(_certificate_rows(summary), "engine", "verdict", "batches")
     if summary.passports:
         yield "built from the graphs", _table(_passport_rows(summary), "engine", "by", "for", "faces in a call")
