@@ -31,7 +31,7 @@ def still():
 
 
 @pytest.fixture(scope="module")
-def built(run_dir, tmp_path_factory) -> tuple[Bundle, str]:
+def built(run_dir, tmp_path_factory, int8_is_slower) -> tuple[Bundle, str]:
     """A bundle of chosen, weighted passes at every precision, and what `build` said."""
     out = tmp_path_factory.mktemp("build") / "chosen"
     arguments = [
@@ -48,7 +48,8 @@ def built(run_dir, tmp_path_factory) -> tuple[Bundle, str]:
         "--max-batch",
         64,
     ]
-    done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    with int8_is_slower():
+        done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.stderr
     return Bundle.open(out), done.stdout
 

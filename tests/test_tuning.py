@@ -183,13 +183,14 @@ def test_trials_go_on_after_a_kill(tuned, bundle, call, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_build_leaves_out_what_was_chosen(tuned, bundle, run_dir, tmp_path, quiet, call):
+def test_build_leaves_out_what_was_chosen(tuned, bundle, run_dir, tmp_path, quiet, call, int8_is_slower):
     out, found = tuned
     chosen = found.model_copy(update={"left": found.blocks[:2]}).sealed()
     file = tmp_path / "chosen.json"
     file.write_text(chosen.to_json())
     options = ("--int8", "--calib-size", 35, "--keep-rejected", "--max-batch", 64)
-    code, _, error = call("build", run_dir, "-o", tmp_path / "b", *options, "--tuning", file)
+    with int8_is_slower():
+        code, _, error = call("build", run_dir, "-o", tmp_path / "b", *options, "--tuning", file)
     assert (code, error) == (0, "")
     built = Bundle.open(tmp_path / "b")
     left = built.manifest.graphs["int8"].kept["left out"]
