@@ -1,8 +1,7 @@
 """The fold compiled ahead of time by PyTorch: packages of machine code and weights, for one kind of machine."""
 
-import logging
+import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from emoexport.aot_compile import compile_apart
 from emoexport.bundle import Bundle, PackageEntry
 from emoexport.engines import BACKENDS, open_engine
 from emoexport.engines.machine import find_compiler, instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
-from emoexport.files import new_file
 from emoexport.fold import Autocast, Branches, Fold
 from emoexport.member_graph import MemberGraph
 from emoexport.precision import PRECISIONS
@@ -23,13 +22,6 @@ from emoexport.precision import PRECISIONS
 __all__ = ["compile_fold", "require_compiler", "require_this_machine"]
 
 _BACKEND = BACKENDS["inductor"]
-
-_OPTIONS = {
-    "freezing": True,  # weights become constants: cast and folded once, here
-    "cpp.weight_prepack": False,  # PyTorch 2.14 packs some FP32 weights so that they are read back as others
-    "cpp.dynamic_threads": True,  # or the package would always use as many threads as were free here
-    "aot_inductor.enable_line_tables": False,  # they name files of this machine
-}
 
 _FACES = 16
 """In the call that kernels and the order of weights in memory are chosen for; any other number works too."""
@@ -111,21 +103,15 @@ def compile_fold(
 
 
 def _compile(fold: Fold, path: Path, *, face_shape: tuple[int, int, int], max_batch: int) -> None:
-    """Export with a free number of faces, compile, and keep of the package what runs."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA, and says so
+    """Export with a free number of faces, and compile in a process of its own."""
     faces = torch.zeros(_FACES, *face_shape, dtype=torch.uint8)
     many = torch.export.Dim("N", min=1, max=max(max_batch, 64))
     with torch.no_grad():
         program = torch.export.export(fold, (faces,), dynamic_shapes=({0: many},), strict=False)
-        whole = torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path.with_suffix(".whole.pt2")), inductor_configs=_OPTIONS
-        )
-    # The source that stands beside the machine code names folders of this machine, and nothing reads it.
-    with zipfile.ZipFile(whole) as source, new_file(path) as file, zipfile.ZipFile(file, "w") as target:
-        for item in source.infolist():
-            if not item.filename.endswith(".cpp"):
-                target.writestr(item, source.read(item))
-    Path(whole).unlink()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        saved = Path(folder) / "program.pt2"
+        torch.export.save(program, saved)
+        compile_apart(saved, path)
 
 
 @torch.inference_mode()

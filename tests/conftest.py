@@ -188,9 +188,16 @@ def bundle(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Conso
 
 @pytest.fixture(scope="session")
 def compiled(run_dir: Path, tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Bundle:
-    """A bundle of that run with what was compiled for this machine: it takes minutes."""
+    """A bundle of that run with what was compiled for this machine: it takes minutes.
+
+    The process has compiled before, with other options: PyTorch keeps passes from one call to the next.
+    """
+    import torch
+
     from emoexport.pipeline import build
 
+    with torch.no_grad():
+        torch.compile(torch.nn.Conv2d(3, 8, 3).eval(), options={"freezing": True})(torch.zeros(1, 3, 8, 8))
     return build(run_dir, tmp_path_factory.mktemp("build") / "compiled", compiled=True, max_batch=64, console=quiet)
 
 
