@@ -24,20 +24,12 @@ from emoexport.fold import Fold
 from emoexport.footprint import footprints
 from emoexport.gemm_peak import gemm_peaks
 from emoexport.measurement import Cost, first_line, measure
+from emoexport.opening import can_open, certificate_notes, graphs_of, noted, open_engines, sizes_of
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
 from emoexport.rivals import PlainRival, RivalEngine, export_plain, rivals_for
-from emoexport.sessions import (
-    can_open,
-    certificate_notes,
-    graphs_of,
-    noted,
-    open_engines,
-    open_judge,
-    open_reference,
-    sizes_of,
-)
+from emoexport.sessions import open_judge, open_reference
 from emoexport.speed_tables import speed_markdown
 from emoexport.throughput import REFERENCE, EngineSpeed, Planned, SpeedReport
 

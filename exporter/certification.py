@@ -23,6 +23,7 @@ from emoexport.engines.timing import interleave, latency_of
 from emoexport.errors import BadData, UsageError
 from emoexport.measurement import first_line
 from emoexport.metamorphic import check_relations
+from emoexport.opening import graphs_of, noted, open_engines, origin_of, sizes_of, where_it_runs
 from emoexport.parity import EngineFacts, EngineReport, ParityReport, VerifyFacts
 from emoexport.parity_tables import parity_markdown
 from emoexport.precision import PRECISIONS, size_of
@@ -30,16 +31,7 @@ from emoexport.precision_proof import prove
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
 from emoexport.saved_answers import SavedAnswers
-from emoexport.sessions import (
-    graphs_of,
-    noted,
-    open_engines,
-    open_judge,
-    open_reference,
-    origin_of,
-    sizes_of,
-    where_it_runs,
-)
+from emoexport.sessions import open_judge, open_reference
 from emoexport.summary import summarize
 from emoexport.verdict import Judgement, Limits
 

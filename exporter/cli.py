@@ -13,6 +13,7 @@ from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
 from emoexport.cli_doctor import doctor
 from emoexport.cli_inspect import inspect
+from emoexport.cli_predict import predict
 from emoexport.cli_report import report
 from emoexport.cli_training import combine, evaluate, train
 from emoexport.cli_tune import tune
@@ -31,6 +32,7 @@ MAP = """\
   4. emoexport verify build/x --data D               does it decide like the PyTorch reference?
   5. emoexport bench  build/x                        how fast is it?
   6. emoexport report build/x                        all of it on one page
+  7. emoexport predict photos/ --detect              use it
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
 What can this machine do? emoexport doctor
@@ -93,6 +95,7 @@ app.command()(tune)
 app.command()(verify)
 app.command()(bench)
 app.command()(report)
+app.command()(predict)
 app.add_typer(data_commands, name="data")
 
 

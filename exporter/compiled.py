@@ -11,15 +11,15 @@ from rich.console import Console
 from torch import nn
 
 from emoexport.aot_compile import compile_apart
-from emoexport.bundle import Bundle, PackageEntry
+from emoexport.bundle import PackageEntry
 from emoexport.engines import BACKENDS, open_engine
 from emoexport.engines.machine import find_compiler, instruction_sets, versions_of
-from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
+from emoexport.errors import CheckFailed, MissingRuntime
 from emoexport.fold import Autocast, Branches, Fold
 from emoexport.member_graph import MemberGraph
 from emoexport.precision import PRECISIONS
 
-__all__ = ["compile_fold", "require_compiler", "require_this_machine"]
+__all__ = ["compile_fold", "require_compiler"]
 
 _BACKEND = BACKENDS["inductor"]
 
@@ -130,23 +130,3 @@ def _require_the_same(
                 f"{count} faces; needed is at most {limit:g}.",
                 hint="build without --engine inductor, or with another version of PyTorch",
             )
-
-
-def require_this_machine(bundle: Bundle, entry: PackageEntry) -> None:
-    """Before a package is loaded: machine code for another processor ends the process without a word.
-
-    Raises:
-        WrongMachine: if the processor lacks instructions, or PyTorch has another version.
-    """
-    lacking = [name for name in entry.instruction_sets if name not in instruction_sets()]
-    version = versions_of("torch").get("torch", "none")
-    found = ""
-    if lacking:
-        found = f"this processor lacks {', '.join(lacking)}"
-    elif version != entry.torch:
-        found = f"PyTorch here is {version}; needed is {entry.torch}"
-    if found:
-        raise WrongMachine(
-            f"{bundle.path / entry.file} was compiled for another machine: {found}.",
-            hint=f"{bundle.build_command()}; or name other engines with --engine",
-        )

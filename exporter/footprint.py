@@ -11,8 +11,9 @@ from emoexport.engines import BACKENDS
 from emoexport.engines.memory_probe import Memory, Request, measure_memory
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import CheckFailed
+from emoexport.opening import file_for
 from emoexport.progress import progress_bar
-from emoexport.sessions import file_for, open_judge, open_reference
+from emoexport.sessions import open_judge, open_reference
 from emoexport.throughput import REFERENCE, EngineSpeed
 
 __all__ = ["footprints", "open_loop"]

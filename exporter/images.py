@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emoexport.errors import BadData
 
-__all__ = ["decode_face", "resize_face"]
+__all__ = ["decode_face", "open_picture", "resize_face", "to_face"]
 
 MAX_PIXELS = 64_000_000
 """A picture with more pixels is refused before it is decoded."""
@@ -27,6 +27,15 @@ def decode_face(data: bytes, *, size: int, channels: int) -> NDArray[np.uint8]:
         uint8 `(size, size, channels)`.
 
     Raises:
+        BadData: as `open_picture` does.
+    """
+    return to_face(open_picture(data), size=size, channels=channels)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decode a picture and turn it upright; of an animation the first frame.
+
+    Raises:
         BadData: if the bytes are no picture, are cut short, or hold more than `MAX_PIXELS` pixels.
     """
     try:
@@ -35,7 +44,8 @@ def decode_face(data: bytes, *, size: int, channels: int) -> NDArray[np.uint8]:
             with Image.open(io.BytesIO(data)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise BadData(f"{picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}.")
-                return _to_face(ImageOps.exif_transpose(picture), size=size, channels=channels)
+                picture.load()
+                return ImageOps.exif_transpose(picture)
     except BadData:
         raise
     except UnidentifiedImageError as err:
@@ -56,10 +66,20 @@ def resize_face(face: NDArray[np.uint8], *, size: int, channels: int) -> NDArray
         uint8 `(size, size, channels)`.
     """
     flat = face[..., 0] if face.ndim == 3 and face.shape[2] == 1 else face
-    return _to_face(Image.fromarray(flat), size=size, channels=channels)
+    return to_face(Image.fromarray(flat), size=size, channels=channels)
 
 
-def _to_face(picture: Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
+def to_face(picture: Image.Image, *, size: int, channels: int) -> NDArray[np.uint8]:
+    """Convert and scale a whole picture, which is a face.
+
+    Args:
+        picture: upright, of any mode.
+        size: height and width wanted, in pixels.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        uint8 `(size, size, channels)`.
+    """
     if picture.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
         wide = np.asarray(picture).astype(np.float64) / 257
         picture = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))

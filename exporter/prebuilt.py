@@ -13,15 +13,15 @@ from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS, Backend, open_engine
-from emoexport.engines.passport import Passport, passport_of, rebuild_command
+from emoexport.engines.passport import Passport, passport_of
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, is_weakly_typed, require_builder
 from emoexport.engines.tensorrt_engine import TensorRtEngine
-from emoexport.errors import BadBundle, CheckFailed, UsageError, WrongMachine
+from emoexport.errors import CheckFailed, UsageError, WrongMachine
 from emoexport.opset17 import to_opset_17
 from emoexport.precision import PRECISIONS
 from emoexport.progress import status_line
 
-__all__ = ["build_engines", "built_engine", "require_buildable"]
+__all__ = ["build_engines", "require_buildable"]
 
 
 def require_buildable(names: Sequence[str], settings: BuilderSettings) -> list[Backend]:
@@ -100,23 +100,6 @@ def build_engines(
             for file in (passport_of(engine), engine):
                 file.replace(target / file.name)
     return found
-
-
-def built_engine(bundle: Bundle, backend: Backend, precision: str) -> Path | None:
-    """The engine of a bundle that a backend built at a precision; None if there is none.
-
-    Raises:
-        BadBundle: if it has no passport, or was built from another graph than the bundle has.
-    """
-    engine = bundle.path / "engines" / f"{backend.name}-{precision}.engine"
-    if not engine.exists() and not passport_of(engine).exists():
-        return None
-    hint = rebuild_command(engine, backend.name, precision)
-    passport = Passport.read(engine, hint=hint)
-    graphs = {entry.file: bundle.graph_sha256(name) for name, entry in bundle.manifest.graphs.items()}
-    if graphs.get(passport.graph) != passport.graph_sha256:
-        raise BadBundle(f"{engine} was built from another graph than {bundle.path} has.", hint=hint)
-    return engine
 
 
 def _show(show: Callable[[str], None], phase: str, done: int, steps: int) -> None:

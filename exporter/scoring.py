@@ -13,10 +13,11 @@ from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import UsageError
+from emoexport.opening import open_engines
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
-from emoexport.sessions import open_engines, open_judge, open_reference
+from emoexport.sessions import open_judge, open_reference
 from emoexport.train.dataset import Faces
 
 __all__ = ["Scored", "score_split"]

@@ -17,7 +17,7 @@ import onnx
 import pytest
 import torch
 
-from emoexport import benchmark, footprint, gemm_peak, measurement, sessions
+from emoexport import benchmark, footprint, gemm_peak, measurement, opening, sessions
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
@@ -238,7 +238,7 @@ def test_int8_with_fp16_between_is_one_precision(bundle, quiet, small_peak):
 
 
 def test_an_engine_is_not_timed_beyond_its_largest_call(bundle):
-    opened = sessions.open_engines(bundle, engines=["onnxruntime"], precisions=["fp32"])
+    opened = opening.open_engines(bundle, engines=["onnxruntime"], precisions=["fp32"])
     judge = sessions.open_judge(bundle, sessions.open_reference(bundle)[0])
     opened[0].max_batch = 2
     found, failures, _ = measure(opened, reference=judge, batches=[2, 4], rounds=2, cost=Cost(passes_a_face=32))
@@ -383,17 +383,17 @@ def test_a_pytorch_that_cannot_use_the_gpu(bundle, quiet, monkeypatch):
 
 def test_only_engines_of_the_device_are_opened(bundle, monkeypatch):
     monkeypatch.setattr(
-        sessions,
+        opening,
         "open_engine",
         lambda backend, file, *, precision, **_: SimpleNamespace(name=f"{backend.name}-{precision}"),
     )
     for backend in BACKENDS.values():
         monkeypatch.setattr(type(backend), "is_usable", lambda self: not self.built_from)
-    found = {device: {one.name for one in sessions.open_engines(bundle, device=device)} for device in ("cpu", "cuda")}
+    found = {device: {one.name for one in opening.open_engines(bundle, device=device)} for device in ("cpu", "cuda")}
     assert "onnxruntime-fp32" in found["cpu"]
     assert "onnxruntime-cuda-fp16" in found["cuda"]
     assert not found["cpu"] & found["cuda"]
-    assert {one.name for one in sessions.open_engines(bundle)} == found["cpu"] | found["cuda"]
+    assert {one.name for one in opening.open_engines(bundle)} == found["cpu"] | found["cuda"]
 
 
 @pytest.mark.gpu

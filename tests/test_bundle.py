@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from emoexport import pipeline, sessions
+from emoexport import opening, pipeline, sessions
 from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
 from emoexport.errors import BadBundle, BadCheckpoint, BadData, BadInput, UsageError
@@ -160,7 +160,7 @@ def test_only_faces_that_were_trained_on_calibrate(run_dir, tmp_path, quiet):
 @pytest.mark.slow
 def test_a_bundle_for_one_face_at_a_time(run_dir, tmp_path, quiet, faces):
     bundle = pipeline.build(run_dir, tmp_path / "one", max_batch=1, console=quiet)
-    for engine in sessions.open_engines(bundle):
+    for engine in opening.open_engines(bundle):
         assert engine.run(faces[0][:1]).probabilities.shape == (1, 7)
         with pytest.raises(BadInput, match="N from 1 to 1"):
             engine.run(faces[0][:2])

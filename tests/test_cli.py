@@ -14,13 +14,25 @@ ROOT = Path(__file__).parents[1]
 def test_without_arguments_the_map_is_shown(call):
     code, out, _ = call()
     assert code == 0
-    for command in ("train", "evaluate", "build", "verify", "bench"):
+    for command in ("train", "evaluate", "build", "verify", "bench", "predict"):
         assert f"emoexport {command}" in out
 
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "combine", "data audit", "data balance", "build", "inspect", "verify", "bench", "cube"],
+    [
+        "train",
+        "evaluate",
+        "combine",
+        "data audit",
+        "data balance",
+        "build",
+        "inspect",
+        "verify",
+        "bench",
+        "predict",
+        "cube",
+    ],
 )
 def test_help_has_an_example(command, call):
     code, out, _ = call(*command.split(), "--help")

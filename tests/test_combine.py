@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoexport import certification, pipeline, sessions
+from emoexport import certification, opening, pipeline, sessions
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadCheckpoint, BadData, UsageError
@@ -154,7 +154,7 @@ def test_members_of_two_architectures_fold_into_one_graph(combined, tmp_path, da
     assert {member.backbone for member in bundle.manifest.members} == {"convnext_atto", "resnet10t"}
     faces = data.split("test").images
     wanted = sessions.open_reference(bundle)[0].run(faces)
-    opened = sessions.open_engines(bundle)
+    opened = opening.open_engines(bundle)
     assert len(opened) == sum(row.is_usable() and row.takes("fp32") for row in BACKENDS.values())
     for engine in opened:
         found = engine.run_all(faces)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoexport import benchmark, certification, pipeline, sessions
+from emoexport import benchmark, certification, opening, pipeline
 from emoexport import compiled as compiling
 from emoexport.bundle import Bundle, FileEntry, PackageEntry
 from emoexport.engines.machine import instruction_sets, versions_of
@@ -54,14 +54,14 @@ def test_a_package_for_another_machine_is_not_loaded(changes, said, bundle, tmp_
     monkeypatch.setattr("torch._inductor.aoti_load_package", lambda _: pytest.fail("it was loaded"))
     other = with_package(bundle, tmp_path, **changes)
     with pytest.raises(WrongMachine, match=f"compiled for another machine: {said}") as caught:
-        sessions.open_engines(other, engines=["inductor"])
+        opening.open_engines(other, engines=["inductor"])
     assert caught.value.exit_code == 5
     assert "--engine inductor; or name other engines with --engine" in caught.value.hint
     notes: list[str] = []
-    found = sessions.open_engines(other, note=notes.append)
+    found = opening.open_engines(other, note=notes.append)
     assert "inductor" not in {engine.backend for engine in found}
     assert "inductor-fp32 is left out" in notes[0]
-    assert [engine.name for engine in sessions.open_engines(other, engines=["onnxruntime"])] == ["onnxruntime-fp32"]
+    assert [engine.name for engine in opening.open_engines(other, engines=["onnxruntime"])] == ["onnxruntime-fp32"]
 
 
 def test_inspect_and_sizes_know_packages(bundle, tmp_path):

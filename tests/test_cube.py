@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from emoexport import cli, cube, sessions
+from emoexport import cli, cube, opening, sessions
 from emoexport.cube import CUBE_FILE, Cube, CubeRequest, compute_cube
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
@@ -82,7 +82,7 @@ def scored(bundle, reference, faces, tmp_path_factory) -> Cube:
 
 def test_the_vote_is_that_of_the_reference_and_of_the_fold(scored, bundle, reference, faces):
     found = bundle.manifest.decision.decide(scored.vote())
-    fold = sessions.open_engines(bundle, engines=["onnxruntime"], precisions=["fp32"])[0].run_all(faces[0])
+    fold = opening.open_engines(bundle, engines=["onnxruntime"], precisions=["fp32"])[0].run_all(faces[0])
     for wanted in (reference.run(faces[0]), fold):
         assert np.abs(found.probabilities - wanted.probabilities).max() < 1e-5
         assert np.array_equal(found.label, wanted.label)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoexport import sessions
+from emoexport import opening, sessions
 from emoexport.engines import BACKENDS, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.passport import passport_of
@@ -96,7 +96,7 @@ def test_the_passes_of_every_engine_are_those_of_the_reference(engine, bundle, f
 
 def test_precisions_do_differ(bundle, faces):
     """Or an INT8 engine might be the FP32 graph under another name."""
-    opened = sessions.open_engines(bundle)
+    opened = opening.open_engines(bundle)
     found = {engine.name: engine.run(faces[0][:16]).probabilities for engine in opened}
     for engine in opened:
         if engine.precision != "fp32":

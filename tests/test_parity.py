@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from emoexport import certification, sessions
+from emoexport import certification, opening
 from emoexport.bundle import Bundle
 from emoexport.engines.certificate import read_certificate
 from emoexport.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -151,8 +151,8 @@ def test_each_engine_has_its_certificate_in_its_passport(verified, call):
 def test_what_certificates_say_to_who_uses_the_engines(verified, tmp_path):
     mine, _ = verified
     copy = Bundle.open(Path(shutil.copytree(mine.path, tmp_path / "tiny")))
-    opened = sessions.open_engines(copy, engines=["onnxruntime"], precisions=["fp32", "fp16"])
-    noted = sessions.certificate_notes(copy, opened, [1, 32])
+    opened = opening.open_engines(copy, engines=["onnxruntime"], precisions=["fp32", "fp16"])
+    noted = opening.certificate_notes(copy, opened, [1, 32])
     assert [note.partition(":")[0] for note in noted] == ["Not certified", "Certified, but not for these batches"]
     assert "onnxruntime-fp16 (not judged)" in noted[0]
     assert "onnxruntime-fp32 (32)" in noted[1]
@@ -162,13 +162,13 @@ def test_what_certificates_say_to_who_uses_the_engines(verified, tmp_path):
     other = passport.certificate | {"engine_sha256": "0" * 64}
     for changed, said in ((elsewhere, "it is for the processor a Z80; here is"), (other, "it is of another file")):
         dataclasses.replace(passport, certificate=changed).write(file)
-        (note,) = sessions.certificate_notes(copy, opened[:1], [1])
+        (note,) = opening.certificate_notes(copy, opened[:1], [1])
         assert note.startswith("Their certificates are stale: onnxruntime-fp32 (")
         assert said in note
     text = (file.parent / "onnxruntime-fp32.passport.json").read_text()
     (file.parent / "onnxruntime-fp32.passport.json").write_text(text.replace('"certified"', '"certified "'))
     assert read_certificate(copy.path, "onnxruntime-fp32") is None  # edited
-    (note,) = sessions.certificate_notes(copy, opened[:1], [1])
+    (note,) = opening.certificate_notes(copy, opened[:1], [1])
     assert note == f"No certificate: onnxruntime-fp32. Next: emoexport verify {copy.path}"
 
 

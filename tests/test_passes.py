@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from emoexport import cli, sessions
+from emoexport import cli, opening, sessions
 from emoexport.bundle import Bundle
 from emoexport.cube import Cube
 from emoexport.decision import Decision
@@ -125,7 +125,7 @@ def test_the_cube_votes_as_the_bundle_does(built, faces, call, tmp_path):
 def test_the_graphs_vote_as_the_reference_does(built, faces):
     reference = sessions.open_reference(built[0])[0]
     equal = Decision().decide(reference.scores(faces[0]).mean(axis=(1, 2)))
-    engine = sessions.open_engines(built[0], engines=["onnxruntime"], precisions=["fp32"])[0]
+    engine = opening.open_engines(built[0], engines=["onnxruntime"], precisions=["fp32"])[0]
     found, wanted = engine.run_all(faces[0]), reference.run(faces[0])
     assert np.abs(found.probabilities - wanted.probabilities).max() < 1e-5
     assert np.abs(found.probabilities - equal.probabilities).max() > 1e-3

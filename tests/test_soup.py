@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from emoexport import pipeline, sessions
+from emoexport import opening, pipeline, sessions
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadCheckpoint, BadData, UsageError
 from emoexport.files import sha256_of
@@ -279,7 +279,7 @@ def test_a_soup_folds_and_decides_like_its_reference(soup_dir, tmp_path, data, q
     assert entry.sha256 == sha256_of(soup_dir / "members/1.safetensors")
     faces = data.split("test").images[:40]
     wanted = sessions.open_reference(bundle)[0].run(faces)
-    opened = sessions.open_engines(bundle)
+    opened = opening.open_engines(bundle)
     assert len(opened) == sum(row.is_usable() and row.takes("fp32") for row in BACKENDS.values())
     for engine in opened:
         assert np.abs(engine.run_all(faces).probabilities - wanted.probabilities).max() < 1e-5

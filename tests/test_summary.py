@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from rich.console import Console
 
-from emoexport import sessions
+from emoexport import opening
 from emoexport.bundle import Bundle
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
@@ -48,7 +48,7 @@ def test_the_cost_of_a_face_is_that_of_the_members_on_every_view(summary, run_di
 def test_bytes_are_those_that_an_engine_takes_and_gives(summary, bundle, faces):
     some = faces[0][:4]
     assert summary.bytes_in_a_face * len(some) == some.nbytes
-    for engine in sessions.open_engines(bundle, engines=["onnxruntime"]):
+    for engine in opening.open_engines(bundle, engines=["onnxruntime"]):
         outcome, scores = engine.run(some), engine.scores(some)
         found = {name: np.asarray(value).nbytes // len(some) for name, value in outcome._asdict().items()}
         assert summary.bytes_out_a_face == {**found, "scores": scores.nbytes // len(some)}

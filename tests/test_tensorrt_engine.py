@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_tensorrt import VERSIONS, FakeDevice, FakeDriver, make_8_6, make_module
 
-from emoexport import certification, prebuilt, sessions
+from emoexport import certification, opening, prebuilt
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS, backends_named, cuda, open_engine, tensorrt_engine
 from emoexport.engines.certificate import read_certificate
@@ -467,7 +467,7 @@ def test_engines_are_built_into_a_bundle_and_prove_their_types(runtime, bundle, 
     assert found["tensorrt-fp16"].time_share["fp16"] > 0.9
     assert found["tensorrt-int8-fp16"].time_share["int8"] >= 0.25
     assert found["tensorrt-int8-fp16"].engine["int8"] > 0
-    engines = sessions.open_engines(Bundle.open(mine.path), engines=["tensorrt"])
+    engines = opening.open_engines(Bundle.open(mine.path), engines=["tensorrt"])
     assert [engine.name for engine in engines] == list(found)
 
 
@@ -488,7 +488,7 @@ def test_version_8_takes_types_as_flags_and_the_graph_in_opset_17(runtime, bundl
     held = plans[1]["held in FP32"]
     assert any("LayerNorm" in name or "norm" in name for name in held)
     assert not any("mlp.fc1" in name for name in held)
-    engine = sessions.open_engines(Bundle.open(mine.path), engines=["tensorrt"], precisions=["fp32"])[0]
+    engine = opening.open_engines(Bundle.open(mine.path), engines=["tensorrt"], precisions=["fp32"])[0]
     assert np.array_equal(engine.run(faces[0][:5]).label, wanted.run(faces[0][:5]).label)
     with pytest.raises(UsageError, match=r"TensorRT 8.6.0 has no bf16"):
         prebuilt.build_engines(mine, rows, ["bf16"], BuilderSettings(), console=quiet)
@@ -525,7 +525,7 @@ def test_a_rebuild_that_fails_leaves_the_engine_that_worked(runtime, bundle, qui
     with pytest.raises(CheckFailed):
         prebuilt.build_engines(mine, [BACKENDS["tensorrt"]], ["fp16"], BuilderSettings(max_batch=32), console=quiet)
     assert (mine.path / "engines/tensorrt-fp16.engine").read_bytes() == before
-    sessions.open_engines(mine, engines=["tensorrt"])
+    opening.open_engines(mine, engines=["tensorrt"])
 
 
 def test_an_engine_for_another_card_stays_and_is_left_out(runtime, bundle, quiet, tmp_path, monkeypatch):
@@ -534,12 +534,12 @@ def test_an_engine_for_another_card_stays_and_is_left_out(runtime, bundle, quiet
     with_driver(monkeypatch, FakeDriver(name="NVIDIA L4", capability="8.9"))
     monkeypatch.setattr(type(BACKENDS["tensorrt"]), "is_usable", lambda self: self.name in {"tensorrt", "onnxruntime"})
     said = []
-    found = sessions.open_engines(mine, precisions=["fp32"], note=said.append)
+    found = opening.open_engines(mine, precisions=["fp32"], note=said.append)
     assert [engine.name for engine in found] == ["onnxruntime-fp32"]
     assert said
     assert "tensorrt-fp32 is left out" in said[0]
     with pytest.raises(WrongMachine):
-        sessions.open_engines(mine, engines=["tensorrt"])
+        opening.open_engines(mine, engines=["tensorrt"])
 
 
 def test_an_engine_of_another_graph_is_refused(runtime, bundle, quiet, tmp_path):
@@ -548,7 +548,7 @@ def test_an_engine_of_another_graph_is_refused(runtime, bundle, quiet, tmp_path)
     engine = mine.path / "engines" / "tensorrt-fp32.engine"
     dataclasses.replace(Passport.read(engine), graph_sha256="0" * 64).write(engine)
     with pytest.raises(BadBundle, match="was built from another graph"):
-        sessions.open_engines(mine, engines=["tensorrt"])
+        opening.open_engines(mine, engines=["tensorrt"])
 
 
 def test_verify_takes_them_like_any_other(runtime, bundle, run_dir, quiet, tmp_path):
@@ -564,7 +564,7 @@ def test_verify_takes_them_like_any_other(runtime, bundle, run_dir, quiet, tmp_p
     assert certificate.verdict == "certified"
     assert certificate.engine_sha256 == Passport.read(mine.path / "engines" / "tensorrt-fp32.engine").sha256
     assert certificate.machine["gpu"] == "NVIDIA H100 80GB HBM3"
-    assert sessions.certificate_notes(mine, sessions.open_engines(mine, engines=["tensorrt"]), [1]) == []
+    assert opening.certificate_notes(mine, opening.open_engines(mine, engines=["tensorrt"]), [1]) == []
 
 
 def test_without_a_device_nothing_of_the_runtime_is_touched(bundle, tmp_path, monkeypatch):

@@ -16,8 +16,9 @@ import numpy as np
 from emoexport.bundle import Bundle
 from emoexport.engines.machine import describe_machine
 from emoexport.engines.timing import ratio_of
+from emoexport.opening import open_engines
 from emoexport.run_faces import data_of_run, drawn_faces
-from emoexport.sessions import open_engines, open_judge, open_reference
+from emoexport.sessions import open_judge, open_reference
 
 
 def main(data: str, split: str, count: int, asked: list[str]) -> None:

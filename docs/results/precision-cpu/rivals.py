@@ -26,8 +26,9 @@ from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.timing import interleave, ratio_of
 from emoexport.fold import Fold
 from emoexport.onnx_graph import export_fold
+from emoexport.opening import open_engines
 from emoexport.run_faces import data_of_run
-from emoexport.sessions import open_engines, open_reference
+from emoexport.sessions import open_reference
 from emoexport.train.checkpoint import load_members
 from emoexport.train.dataset import Faces
 

@@ -1,0 +1,153 @@
+"""`emoexport predict`."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from emoexport.cli_options import Cache, Threads, console_of, newest
+from emoexport.engines import BACKENDS
+from emoexport.errors import UsageError
+from emoexport.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from emoexport.pictures import Unreadable
+    from emoexport.prediction import JudgedPicture
+
+__all__ = ["predict"]
+
+_NAMED = 20
+"""Files that are named of those that cannot be read."""
+
+
+def predict(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Pictures, videos, folders of them, and patterns in quotes.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("-b", "--bundle", help="The bundle; the newest under build/ if none.")
+    ] = None,
+    camera: Annotated[
+        int | None, typer.Option(min=0, help="A camera instead of files, until Ctrl-C; 0 is the first.")
+    ] = None,
+    detect: Annotated[
+        bool, typer.Option("--detect", help="Find the faces in the pictures; without it each picture is a face.")
+    ] = False,
+    every: Annotated[int, typer.Option(min=1, help="Of videos and cameras each n-th frame.")] = 1,
+    form: Annotated[
+        str, typer.Option("--format", help="table, jsonl, csv or parquet; as --output ends if none, or a table.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", "--out", help="A file to write; standard output if none.")
+    ] = None,
+    annotated: Annotated[
+        Path | None, typer.Option("--annotate", help="A folder for the pictures with their faces boxed and named.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help=f"A runtime: {', '.join(BACKENDS)}. The best certified one if none.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
+    ] = None,
+    threads: Threads = None,
+    cache: Cache = None,
+) -> None:
+    """Tell the emotion of faces: pictures, videos or a camera in; a table, JSON lines, CSV or Parquet out.
+
+    Files that cannot be read are named and passed over; the exit code is 4 then.
+
+    Example: [bold]emoexport predict photos/ --detect -o emotions.csv --annotate boxed/[/bold]
+    """
+    if not paths and camera is None:
+        raise UsageError("nothing is named to look at.", hint="emoexport predict photos/, or --camera 0")
+    if paths and camera is not None:
+        raise UsageError("found paths and a camera; needed is one of them.", hint="leave out --camera")
+    from emoexport import pictures  # noqa: PLC0415
+    from emoexport.detection import Detector  # noqa: PLC0415
+    from emoexport.prediction import predict as judge  # noqa: PLC0415
+    from emoexport.prediction_formats import annotate, format_of, open_writer  # noqa: PLC0415
+    from emoexport.progress import progress_bar  # noqa: PLC0415
+    from emoexport.runtime import load  # noqa: PLC0415
+
+    writer_type = format_of(form, out)
+    files = pictures.find_files(paths or ())
+    detector = Detector() if detect else None
+    where = bundle or newest(Path("build"), "manifest.json", "emoexport build")
+    session = load(where, engine=engine, precision=precision, threads=threads, cache=cache)
+    console = console_of(stderr=True)
+    console.print(f"{where}, {session.why}", highlight=False, soft_wrap=True)
+    for note in session.notes:
+        console.print(note, style="yellow", highlight=False, soft_wrap=True)
+    root = Path(os.path.commonpath([file.resolve().parent for file in files])) if files else Path.cwd()
+    tally = _Tally(console)
+    with open_writer(writer_type, out, session.labels) as writer:
+
+        def take(judged: "JudgedPicture") -> None:
+            writer.write(judged)
+            if annotated is not None:
+                annotate(judged, annotated, root)
+
+        if camera is None:
+            with progress_bar(console, "looking at files", len(files)) as done:
+                source = pictures.pictures_in(files, every=every, done=done)
+                tally.count(judge(session, source, detector=detector), take)
+        else:
+            frames = pictures.pictures_of_camera(camera, every=every)
+            with contextlib.suppress(KeyboardInterrupt):
+                tally.count(judge(session, frames, detector=detector, batch=1), take)
+    tally.tell(detect=detect)
+    if out is not None:
+        console.print(f"written: {out}", highlight=False, soft_wrap=True)
+    raise typer.Exit(4 if tally.unreadable else 0)
+
+
+class _Tally:
+    """What went in and came out, for the last lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pictures = self._without_face = self._oblong = 0
+        self._labels: Counter[str] = Counter()
+        self.unreadable: list[Unreadable] = []
+
+    def count(self, found: "Iterable[JudgedPicture | Unreadable]", take: "Callable[[JudgedPicture], None]") -> None:
+        """Count all that comes, and hand on what was judged."""
+        from emoexport.pictures import Unreadable  # noqa: PLC0415
+
+        for one in found:
+            if isinstance(one, Unreadable):
+                self.unreadable.append(one)
+                continue
+            self._pictures += 1
+            self._labels.update(face.label for face in one.faces)
+            self._without_face += not one.faces
+            self._oblong += max(one.picture.image.size) > 1.3 * min(one.picture.image.size)
+            take(one)
+
+    def tell(self, *, detect: bool) -> None:
+        """The last lines."""
+        for one in self.unreadable[:_NAMED]:
+            self._say(f"{one.source}: {one.reason}", "red")
+        if self.unreadable:
+            self._say(f"{_many(len(self.unreadable), 'file')} could not be read.", "red")
+        counts = ", ".join(f"{count:,} {name}" for name, count in self._labels.most_common())
+        faces = f"{_many(self._labels.total(), 'face')} in {_many(self._pictures, 'picture')}"
+        self._say(f"{faces}: {counts}" if counts else f"{faces}.")
+        if self._without_face:
+            self._say(f"No face was found in {_many(self._without_face, 'picture')}.")
+        if self._oblong and not detect:
+            self._say(
+                f"{_many(self._oblong, 'picture')} far from square was taken as a face: --detect finds faces.", "yellow"
+            )
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
