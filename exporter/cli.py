@@ -52,8 +52,10 @@ class _Commands(typer.core.TyperGroup):
             if err.hint:
                 errors.print(f"next: {err.hint}")
             raise typer.Exit(err.exit_code) from err
+        except BrokenPipeError:  # who reads has had enough: click ends quietly
+            raise
         except OSError as err:
-            errors.print(f"error: {err.filename or 'a file'}: {err.strerror or err}", style="red")
+            errors.print(f"error: {err.filename or 'a file or standard output'}: {err.strerror or err}", style="red")
             raise typer.Exit(4) from err
         except KeyboardInterrupt as err:
             errors.print("stopped; nothing was left half-written.")

@@ -1,9 +1,10 @@
 """`emoexport predict`."""
 
-import contextlib
 import os
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,10 @@ from emoexport.errors import UsageError
 from emoexport.precision import PRECISIONS
 
 if TYPE_CHECKING:
+    from emoexport.detection import Detector
     from emoexport.pictures import Unreadable
     from emoexport.prediction import JudgedPicture
+    from emoexport.runtime import Session
 
 __all__ = ["predict"]
 
@@ -67,43 +70,57 @@ def predict(
         raise UsageError("nothing is named to look at.", hint="emoexport predict photos/, or --camera 0")
     if paths and camera is not None:
         raise UsageError("found paths and a camera; needed is one of them.", hint="leave out --camera")
-    from emoexport import pictures  # noqa: PLC0415
     from emoexport.detection import Detector  # noqa: PLC0415
-    from emoexport.prediction import predict as judge  # noqa: PLC0415
-    from emoexport.prediction_formats import annotate, format_of, open_writer  # noqa: PLC0415
-    from emoexport.progress import progress_bar  # noqa: PLC0415
+    from emoexport.pictures import find_files  # noqa: PLC0415
+    from emoexport.prediction_formats import annotate, format_of, open_writer, require_writable  # noqa: PLC0415
     from emoexport.runtime import load  # noqa: PLC0415
 
+    files = find_files(paths or ())
+    require_writable(out, annotated, files)
     writer_type = format_of(form, out)
-    files = pictures.find_files(paths or ())
     detector = Detector() if detect else None
     where = bundle or newest(Path("build"), "manifest.json", "emoexport build")
-    session = load(where, engine=engine, precision=precision, threads=threads, cache=cache)
+    batch = None if camera is None or detect else 1
     console = console_of(stderr=True)
-    console.print(f"{where}, {session.why}", highlight=False, soft_wrap=True)
-    for note in session.notes:
-        console.print(note, style="yellow", highlight=False, soft_wrap=True)
-    root = Path(os.path.commonpath([file.resolve().parent for file in files])) if files else Path.cwd()
     tally = _Tally(console)
-    with open_writer(writer_type, out, session.labels) as writer:
-
-        def take(judged: "JudgedPicture") -> None:
+    root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files])) if files else None  # noqa: PTH100
+    with (
+        load(where, engine=engine, precision=precision, batch=batch, threads=threads, cache=cache) as session,
+        open_writer(writer_type, out, session.labels) as writer,
+    ):
+        tally.say(f"{where}, {session.why}")
+        for note in session.notes:
+            tally.say(note, "yellow")
+        for judged in tally.count(_judged(session, files, camera, every, detector, console)):
             writer.write(judged)
             if annotated is not None:
                 annotate(judged, annotated, root)
-
-        if camera is None:
-            with progress_bar(console, "looking at files", len(files)) as done:
-                source = pictures.pictures_in(files, every=every, done=done)
-                tally.count(judge(session, source, detector=detector), take)
-        else:
-            frames = pictures.pictures_of_camera(camera, every=every)
-            with contextlib.suppress(KeyboardInterrupt):
-                tally.count(judge(session, frames, detector=detector, batch=1), take)
     tally.tell(detect=detect)
     if out is not None:
-        console.print(f"written: {out}", highlight=False, soft_wrap=True)
+        tally.say(f"written: {out}")
     raise typer.Exit(4 if tally.unreadable else 0)
+
+
+def _judged(
+    session: "Session", files: list[Path], camera: int | None, every: int, detector: "Detector | None", console: Console
+) -> "Iterator[JudgedPicture | Unreadable]":
+    """What is decided, file by file behind a bar, or frame by frame of a camera until Ctrl-C."""
+    from emoexport.pictures import pictures_in, pictures_of_camera  # noqa: PLC0415
+    from emoexport.prediction import predict as judge  # noqa: PLC0415
+    from emoexport.progress import progress_bar  # noqa: PLC0415
+
+    if camera is None:
+        with progress_bar(console, "looking at files", len(files)) as done:
+            yield from judge(session, pictures_in(files, every=every, done=done), detector=detector)
+        return
+    enough = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: enough.set())  # what is begun is written whole
+    try:
+        yield from judge(
+            session, pictures_of_camera(camera, every=every, stop=enough.is_set), detector=detector, live=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Tally:
@@ -115,7 +132,7 @@ class _Tally:
         self._labels: Counter[str] = Counter()
         self.unreadable: list[Unreadable] = []
 
-    def count(self, found: "Iterable[JudgedPicture | Unreadable]", take: "Callable[[JudgedPicture], None]") -> None:
+    def count(self, found: "Iterable[JudgedPicture | Unreadable]") -> "Iterator[JudgedPicture]":
         """Count all that comes, and hand on what was judged."""
         from emoexport.pictures import Unreadable  # noqa: PLC0415
 
@@ -127,25 +144,27 @@ class _Tally:
             self._labels.update(face.label for face in one.faces)
             self._without_face += not one.faces
             self._oblong += max(one.picture.image.size) > 1.3 * min(one.picture.image.size)
-            take(one)
+            yield one
 
     def tell(self, *, detect: bool) -> None:
         """The last lines."""
         for one in self.unreadable[:_NAMED]:
-            self._say(f"{one.source}: {one.reason}", "red")
+            self.say(f"{one.source}: {one.reason}", "red")
         if self.unreadable:
-            self._say(f"{_many(len(self.unreadable), 'file')} could not be read.", "red")
+            self.say(f"{_many(len(self.unreadable), 'file')} could not be read, or not to the end.", "red")
         counts = ", ".join(f"{count:,} {name}" for name, count in self._labels.most_common())
         faces = f"{_many(self._labels.total(), 'face')} in {_many(self._pictures, 'picture')}"
-        self._say(f"{faces}: {counts}" if counts else f"{faces}.")
+        self.say(f"{faces}: {counts}" if counts else f"{faces}.")
         if self._without_face:
-            self._say(f"No face was found in {_many(self._without_face, 'picture')}.")
+            self.say(f"No face was found in {_many(self._without_face, 'picture')}.")
         if self._oblong and not detect:
-            self._say(
-                f"{_many(self._oblong, 'picture')} far from square was taken as a face: --detect finds faces.", "yellow"
+            self.say(
+                f"Far from square, and taken as a face: {_many(self._oblong, 'picture')}. --detect finds faces.",
+                "yellow",
             )
 
-    def _say(self, text: str, style: str = "") -> None:
+    def say(self, text: str, style: str = "") -> None:
+        """A line on standard error."""
         self._console.print(text, style=style, highlight=False, soft_wrap=True)
 
 

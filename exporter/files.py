@@ -50,7 +50,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write under a temporary name in the same directory, moved to `path` if the block ends well."""
+    """A file to write under a temporary name in the same directory, moved to `path` if the block ends well.
+
+    Where `path` is a link, what it points to is replaced.
+
+    Raises:
+        UsageError: if `path` is a directory, a device or a pipe.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file, so it is not replaced.", hint="name another output")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -35,17 +35,20 @@ def decode_face(data: bytes, *, size: int, channels: int) -> NDArray[np.uint8]:
 def open_picture(data: bytes) -> Image.Image:
     """Decode a picture and turn it upright; of an animation the first frame.
 
+    Returns:
+        Of 8 bits a channel, grey (`L`) or `RGB`. What is transparent is black.
+
     Raises:
-        BadData: if the bytes are no picture, are cut short, or hold more than `MAX_PIXELS` pixels.
+        BadData: if the bytes are no picture, are cut short, more than `MAX_PIXELS` pixels, or fractions.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of bombs, which are refused here, and of palettes
             with Image.open(io.BytesIO(data)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise BadData(f"{picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}.")
                 picture.load()
-                return ImageOps.exif_transpose(picture)
+                return _in_eight_bits(ImageOps.exif_transpose(picture))
     except BadData:
         raise
     except UnidentifiedImageError as err:
@@ -73,20 +76,26 @@ def to_face(picture: Image.Image, *, size: int, channels: int) -> NDArray[np.uin
     """Convert and scale a whole picture, which is a face.
 
     Args:
-        picture: upright, of any mode.
+        picture: upright, grey or RGB, of 8 bits a channel.
         size: height and width wanted, in pixels.
         channels: 1 for grey, 3 for RGB.
 
     Returns:
         uint8 `(size, size, channels)`.
     """
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
-        wide = np.asarray(picture).astype(np.float64) / 257
-        picture = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")  # what is transparent becomes black, not whatever lies beneath
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     picture = picture.convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.array(picture, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _in_eight_bits(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise BadData("its pixels are fractions; needed are whole numbers of 8 or 16 bits.")
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
+        wide = np.asarray(picture).astype(np.float64) / 257
+        return Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")  # what is transparent becomes black, not whatever lies beneath
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+    return picture if picture.mode == "L" else picture.convert("L" if picture.mode == "1" else "RGB")

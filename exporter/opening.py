@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -112,7 +112,18 @@ def sizes_of(bundle: Bundle) -> dict[str, int]:
     return bundle.sizes() | {name: passport.bytes for name, passport in passports_in(bundle.path).items()}
 
 
-def origin_of(bundle: Bundle, engine: Engine) -> tuple[str, str]:
+class Named(Protocol):
+    """An engine, or the name of one."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+def origin_of(bundle: Bundle, engine: Named) -> tuple[str, str]:
     """What an engine of a bundle was opened from: the file, relative to the bundle, and its SHA-256.
 
     That of a graph is followed by that of its weights, where they stand beside it.

@@ -1,7 +1,9 @@
 """Where faces to be judged come from: pictures, folders, patterns, videos and a camera."""
 
 import glob
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,16 @@ from PIL import Image
 from emoexport.errors import BadData, MissingRuntime, UsageError
 from emoexport.images import open_picture
 
-__all__ = ["Picture", "Unreadable", "find_files", "import_opencv", "pictures_in", "pictures_of_camera"]
+__all__ = ["BOXED", "Picture", "Unreadable", "find_files", "import_opencv", "pictures_in", "pictures_of_camera"]
 
-_VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+_VIDEOS = {
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
+    *(".webm", ".wmv"),
+}
+_UNDECODED = {".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"}
+"""Pictures that Pillow does not read: they are named as such, not passed over in silence."""
+BOXED = ".predicted.png"
+"""How the names of annotated pictures end; in folders they are passed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +52,36 @@ class Unreadable:
 def find_files(paths: Sequence[str]) -> list[Path]:
     """The files that paths name: of a folder all pictures and videos in it and below, of a pattern all that match.
 
-    Hidden files of folders are passed over; a file that is named twice is taken once.
+    Hidden files of folders are passed over; a file that is named twice is taken once. A folder below that cannot be
+    listed is among them, to be told.
 
     Raises:
         UsageError: if a path names nothing.
     """
-    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN} | _VIDEOS
     found: dict[Path, None] = {}
     for path in paths:
-        named = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute patterns too)
+        is_there = os.path.lexists(path)
+        named = [path] if is_there else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute ones too)
         if not named:
-            raise UsageError(
-                f"there is no file, folder or match for '{path}'.", hint="ls, or put the pattern in quotes"
-            )
-        for name in map(Path, named):
-            if not name.is_dir():
-                found[name] = None
-                continue
-            inside = [file for file in sorted(name.rglob("*")) if file.suffix.lower() in known and file.is_file()]
-            visible = [file for file in inside if not any(part[0] == "." for part in file.relative_to(name).parts)]
-            if not visible:
-                raise UsageError(f"the folder {name} holds no picture and no video.", hint="name one that does")
-            found |= dict.fromkeys(visible)
+            raise UsageError(f"there is no file, folder or match for '{path}'.", hint="name what is there")
+        inside = [file for name in named for file in (_inside(name) if os.path.isdir(name) else [Path(name)])]  # noqa: PTH112
+        if not inside:
+            raise UsageError(f"in {path} is no picture and no video.", hint="name another folder")
+        found |= dict.fromkeys(inside)
     return list(found)
+
+
+def _inside(folder: str) -> list[Path]:
+    """Pictures and videos of a folder and those below it, sorted."""
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known |= _VIDEOS | _UNDECODED
+    found: list[Path] = []
+    unlisted: list[Path] = []
+    for where, below, names in os.walk(folder, onerror=lambda err: unlisted.append(Path(err.filename))):
+        below[:] = [name for name in below if name[0] != "."]
+        files = (Path(where, name) for name in names if name[0] != "." and not name.endswith(BOXED))
+        found += [file for file in files if file.suffix.lower() in known]
+    return sorted([*found, *unlisted])
 
 
 def pictures_in(
@@ -82,28 +98,50 @@ def pictures_in(
         MissingRuntime: at a video, if OpenCV is not installed.
     """
     for file in files:
+        source = os.fsencode(file).decode(errors="backslashreplace")
         try:
+            if source != str(file):
+                raise BadData("its name is not UTF-8.")
+            if file.exists() and not (file.is_file() or file.is_dir()):
+                raise BadData("this is no file, but a device or a pipe.")
+            if file.is_dir():
+                os.scandir(file).close()  # says why it cannot be listed
             if file.suffix.lower() in _VIDEOS:
-                yield from _frames(import_opencv().VideoCapture(str(file)), str(file), every)
+                yield from _frames_of_video(file, every)
             else:
-                yield Picture(source=str(file), image=open_picture(file.read_bytes()))
+                yield Picture(source=source, image=open_picture(file.read_bytes()))
         except BadData as err:
-            yield Unreadable(source=str(file), reason=str(err))
+            yield Unreadable(source=source, reason=str(err))
         except OSError as err:
-            yield Unreadable(source=str(file), reason=f"it cannot be read: {err.strerror}.")
+            yield Unreadable(source=source, reason=f"it cannot be read: {err.strerror}.")
         done(1)
 
 
-def pictures_of_camera(number: int, *, every: int = 1) -> Iterator[Picture | Unreadable]:
-    """Frames of a camera, until it ends or is let go.
+def pictures_of_camera(
+    number: int, *, every: int = 1, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Picture | Unreadable]:
+    """Frames of a camera as they come.
+
+    Args:
+        number: of the camera, from 0.
+        every: each n-th frame.
+        stop: asked before each frame whether this was enough.
 
     Raises:
         MissingRuntime: if there is no such camera, or OpenCV is not installed.
     """
     capture = import_opencv().VideoCapture(number)
     if not capture.isOpened():
-        raise MissingRuntime(f"there is no camera {number} here.", hint="--camera 0 is the first")
-    yield from _frames(capture, f"camera {number}", every)
+        raise MissingRuntime(f"there is no camera {number} here that OpenCV can open.", hint="ls /dev/video*")
+    begun = time.monotonic()
+    frames = 0
+    for frame, image in _frames(capture, every):
+        frames += 1
+        yield Picture(source=f"camera {number}", image=image, frame=frame, time_s=round(time.monotonic() - begun, 3))
+        if stop():
+            return
+    reason = "it gives no frame." if not frames else f"it gave no more after {frames:,} frames."
+    yield Unreadable(source=f"camera {number}", reason=reason)
 
 
 def import_opencv() -> ModuleType:
@@ -112,6 +150,8 @@ def import_opencv() -> ModuleType:
     Raises:
         MissingRuntime: if it is not installed.
     """
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what is wrong is said by us
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         import cv2  # noqa: PLC0415 (an extra)
     except ImportError as err:
@@ -119,23 +159,34 @@ def import_opencv() -> ModuleType:
     return cv2
 
 
-def _frames(capture: Any, source: str, every: int) -> Iterator[Picture | Unreadable]:
-    """Each n-th frame of what OpenCV opened, and what is wrong with it."""
+def _frames_of_video(file: Path, every: int) -> Iterator[Picture | Unreadable]:
     cv2 = import_opencv()
-    rate, promised = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    number = 0
+    file.open("rb").close()  # says why, if it cannot be read
+    capture = cv2.VideoCapture(str(file))
+    promised, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
+    last = -1
+    for last, image in _frames(capture, every):
+        at = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 or (last / rate if rate > 0 else None)
+        yield Picture(source=str(file), image=image, frame=last, time_s=at)
+    if last < 0:
+        raise BadData("this is no video that OpenCV can read.")
+    if last + every < 0.9 * promised:  # counts in headers are estimates
+        yield Unreadable(source=str(file), reason=f"it ends after {last + 1:,} of {promised:,} frames.")
+
+
+def _frames(capture: Any, every: int) -> Iterator[tuple[int, Image.Image]]:
+    """Each n-th frame of what OpenCV opened, with its number, until there is none or one that cannot be decoded."""
+    cv2 = import_opencv()
     try:
-        while capture.grab():
+        for number in itertools.count():
+            if not capture.grab():
+                return
             if number % every == 0:
                 good, pixels = capture.retrieve()
                 if not good:
-                    break
-                image = Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
-                yield Picture(source=source, image=image, frame=number, time_s=number / rate if rate > 0 else None)
-            number += 1
+                    return
+                yield number, Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+    except cv2.error:
+        return
     finally:
         capture.release()
-    if number == 0:
-        yield Unreadable(source=source, reason="this is no video that OpenCV can read.")
-    elif number < 0.9 * promised:  # counts in headers are estimates
-        yield Unreadable(source=source, reason=f"it ends after {number:,} of {promised:,} frames.")

@@ -38,13 +38,16 @@ class JudgedPicture:
 
 _Waiting = tuple[Picture, Sequence[DetectedFace | None]]
 
+_PIXELS = 50_000_000
+"""Of pictures that wait for a call; it bounds the memory."""
+
 
 def predict(
     session: Session,
     pictures: Iterable[Picture | Unreadable],
     *,
     detector: Detector | None = None,
-    batch: int | None = None,
+    live: bool = False,
 ) -> Iterator[JudgedPicture | Unreadable]:
     """Decide about the faces of pictures as they come; what comes out has the order of what goes in.
 
@@ -52,25 +55,30 @@ def predict(
         session: what decides.
         pictures: what is decided about; what could not be read is passed on.
         detector: finds the faces; without one each picture is a face.
-        batch: faces that are gathered for a call; that of the session if None. A camera is better served by 1.
+        live: answer after each picture, and gather none for a call.
     """
     waiting: list[_Waiting | Unreadable] = []
     faces: list[NDArray[np.uint8]] = []
+    pixels = 0
     height, _, channels = session.face_shape
     for picture in pictures:
         if isinstance(picture, Unreadable):
             waiting.append(picture)
-        elif detector is None:
-            waiting.append((picture, [None]))
-            faces.append(to_face(picture.image, size=height, channels=channels))
         else:
-            found = detector.find(picture.image)
-            waiting.append((picture, found))
-            faces += [aligned_face(picture.image, face, size=height, channels=channels) for face in found]
-        if len(faces) >= (batch or session.batch) or len(waiting) >= 2 * session.batch:
+            places = detector.find(picture.image) if detector else [None]
+            waiting.append((picture, places))
+            pixels += picture.image.width * picture.image.height
+            faces += [_face_at(picture, place, size=height, channels=channels) for place in places]
+        if live or len(faces) >= session.batch or len(waiting) >= 2 * session.batch or pixels >= _PIXELS:
             yield from _judged(session, waiting, faces)
-            waiting, faces = [], []
+            waiting, faces, pixels = [], [], 0
     yield from _judged(session, waiting, faces)
+
+
+def _face_at(picture: Picture, place: DetectedFace | None, *, size: int, channels: int) -> NDArray[np.uint8]:
+    if place is None:
+        return to_face(picture.image, size=size, channels=channels)
+    return aligned_face(picture.image, place, size=size, channels=channels)
 
 
 def _judged(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,20 @@ from rich.console import Console
 
 from emoexport.errors import UsageError
 from emoexport.files import new_file
+from emoexport.pictures import BOXED
 from emoexport.prediction import JudgedPicture
 from emoexport.table_format import Row, terminal_table
 
-__all__ = ["FORMATS", "PredictionWriter", "annotate", "columns_of", "format_of", "open_writer", "rows_of"]
+__all__ = [
+    "FORMATS",
+    "PredictionWriter",
+    "annotate",
+    "columns_of",
+    "format_of",
+    "open_writer",
+    "require_writable",
+    "rows_of",
+]
 
 _DIGITS = 6
 """Of probabilities: FP32 has seven."""
@@ -36,7 +47,7 @@ def rows_of(judged: JudgedPicture) -> list[dict[str, Any]]:
                 "time_s": judged.picture.time_s,
                 "face": number,
                 **dict(zip(("left", "top", "right", "bottom"), box, strict=True)),
-                "detection": face.place.score if face.place else None,
+                "detection": round(face.place.score, _DIGITS) if face.place else None,
                 "label": face.label,
                 "confidence": round(face.confidence, _DIGITS),
                 **{f"p_{name}": round(value, _DIGITS) for name, value in face.probabilities.items()},
@@ -164,7 +175,7 @@ class _Table(PredictionWriter):
         every = ("picture", "frame", "face at", "emotion", "confidence", "next")
         columns = [name for name in every if any(name in row for row in self._rows)]
         text = io.StringIO()
-        Console(file=text, width=10_000).print(terminal_table(columns, self._rows, texts=self._TEXTS))
+        Console(file=text, width=10_000, markup=False).print(terminal_table(columns, self._rows, texts=self._TEXTS))
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
         if self._total > len(self._rows):
             lines.append(f"... and {self._total - len(self._rows):,} more; -o faces.csv has them all")
@@ -174,7 +185,7 @@ class _Table(PredictionWriter):
         others = [(row[f"p_{name}"], name) for name in self._labels if name != row["label"]]
         value, name = max(others, default=(0.0, "-"))
         return {
-            "picture": row["source"],
+            "picture": row["source"] if row["source"].isprintable() else repr(row["source"]),
             **({} if row["frame"] is None else {"frame": str(row["frame"])}),
             **({} if row["left"] is None else {"face at": "{left}, {top} to {right}, {bottom}".format_map(row)}),
             "emotion": row["label"],
@@ -192,19 +203,58 @@ def format_of(name: str, out: Path | None) -> type[PredictionWriter]:
     Raises:
         UsageError: if there is no such format, or it does not go there.
     """
-    name = name or (out.suffix.removeprefix(".").lower() if out else "table")
+    ending = out.suffix.removeprefix(".").lower() if out else ""
+    if out and not ending and not name:
+        raise UsageError(f"{out} has no ending that tells the format.", hint=f"-o {out}.csv, or --format csv")
+    name = name.lower() or ending or "table"
     if name not in FORMATS:
         raise UsageError(f"found the format '{name}'; known are {', '.join(FORMATS)}.", hint="-o faces.csv")
     if name == "parquet" and out is None:
         raise UsageError("Parquet is no text, and standard output is for text.", hint="-o faces.parquet")
+    if ending in FORMATS and ending != name:
+        raise UsageError(f"found --format {name} and a file that ends in .{ending}.", hint=f"-o faces.{name}")
     return FORMATS[name]
+
+
+def require_writable(out: Path | None, folder: Path | None, files: Sequence[Path]) -> None:
+    """Before anything slow is done.
+
+    Args:
+        out: the file for the answers.
+        folder: that for annotated pictures.
+        files: what is read.
+
+    Raises:
+        UsageError: if they cannot be written, or one of the files that are read would be replaced.
+    """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; needed is a directory.", hint="name another --annotate")
+    if out is None:
+        return
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory; needed is a file.", hint=f"-o {out / 'faces.csv'}")
+    if out.exists() and any(file.exists() and file.samefile(out) for file in files):
+        raise UsageError(f"{out} is one of the files that are read, so it is not replaced.", hint="name another output")
+    parent = next(above for above in (out.absolute().parent, *out.absolute().parents) if above.exists())
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"nothing can be written to {parent}.", hint="name another output")
 
 
 @contextmanager
 def open_writer(form: type[PredictionWriter], out: Path | None, labels: Sequence[str]) -> Iterator[PredictionWriter]:
-    """A writer to a file, which is written whole or not at all, or to standard output."""
-    target: AbstractContextManager[IO[bytes]] = nullcontext(sys.stdout.buffer)
-    if out is not None:
+    """A writer to a file, which is written whole or not at all, or to standard output, a device or a pipe.
+
+    Raises:
+        UsageError: if there is no standard output.
+    """
+    target: AbstractContextManager[IO[bytes]]
+    if out is None:
+        if sys.stdout is None:
+            raise UsageError("standard output is closed.", hint="-o faces.csv")
+        target = nullcontext(sys.stdout.buffer)
+    elif out.exists() and not out.is_file():
+        target = out.open("wb")
+    else:
         out.parent.mkdir(parents=True, exist_ok=True)
         target = new_file(out)
     with target as file:
@@ -213,23 +263,19 @@ def open_writer(form: type[PredictionWriter], out: Path | None, labels: Sequence
         writer.close()
 
 
-def annotate(judged: JudgedPicture, folder: Path, root: Path) -> Path:
+def annotate(judged: JudgedPicture, folder: Path, root: Path | None) -> Path:
     """Write a picture with its faces boxed and named, as PNG.
 
     Args:
         judged: the picture, and what was decided about it.
         folder: where it is written, as `<name>.predicted.png`, frames as `<name>.<frame>.predicted.png`.
-        root: sources are named relative to it, so that two of the same name stay two.
-
-    Raises:
-        UsageError: if the folder is a file.
+        root: the folder that all files lie in, absolute: names are relative to it, so that two of one name stay two.
+            None for a camera.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; needed is a directory.", hint="name another --annotate")
-    source = Path(judged.picture.source)
-    name = source.resolve().relative_to(root) if source.exists() else source
+    source = judged.picture.source
+    name = Path(source) if root is None else Path(os.path.abspath(source)).relative_to(root)  # noqa: PTH100 (links stay)
     frame = "" if judged.picture.frame is None else f".{judged.picture.frame:06d}"
-    target = folder / name.with_name(f"{name.name}{frame}.predicted.png")
+    target = folder / name.with_name(f"{name.name}{frame}{BOXED}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_file(target) as file:
         _drawn(judged).save(file, "PNG")
@@ -238,7 +284,7 @@ def annotate(judged: JudgedPicture, folder: Path, root: Path) -> Path:
 
 def _drawn(judged: JudgedPicture) -> Image.Image:
     picture = judged.picture.image.convert("RGB")
-    grown = max(1, -(-240 // min(picture.size)))  # a face of 48 pixels has no room for its name
+    grown = max(1, min(-(-240 // min(picture.size)), 2000 // max(picture.size)))  # 48 pixels have no room for a name
     picture = picture.resize((picture.width * grown, picture.height * grown), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture)
     line = max(2, min(picture.size) // 200)

@@ -1,29 +1,31 @@
 """`emoexport.load`: a bundle opened for use, with the best engine that this machine runs. It needs no torch."""
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emoexport.bundle import Bundle
-from emoexport.engines import BACKENDS
+from emoexport.engines import BACKENDS, Backend, require_known
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, read_certificate
 from emoexport.engines.machine import describe_processor
-from emoexport.errors import BadInput, MissingRuntime, WrongMachine
+from emoexport.errors import BadInput, UsageError
 from emoexport.opening import can_open, certificate_notes, open_engines, origin_of, where_it_runs
 from emoexport.outcome import Outcome
 from emoexport.precision import PRECISIONS
-from emoexport.throughput import SpeedReport, best_of
+from emoexport.throughput import SpeedReport
 
 __all__ = ["Session", "load"]
 
 _BATCH = 16
 """Faces in a call where no certificate says how many were tried."""
+_MOST = 64
+"""Faces in a call that are taken without being asked for."""
 
 
 class _Candidate(NamedTuple):
@@ -31,19 +33,27 @@ class _Candidate(NamedTuple):
 
     backend: str
     precision: str
+    certificate: Certificate | None
+    stale: str
+    """Why the certificate does not hold here, as far as it is known before the engine is opened; empty if it may."""
+    speed: float
+    """Faces a second; 0 where it was not measured here."""
 
     @property
     def name(self) -> str:
         return f"{self.backend}-{self.precision}"
 
+    @property
+    def is_certified(self) -> bool:
+        return self.certificate is not None and self.certificate.verdict == "certified" and not self.stale
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
+
+class _Chosen(NamedTuple):
     engine: Engine
     certificate: Certificate | None
     """That holds here; None if there is none."""
     why: str
-    notes: tuple[str, ...]
+    notes: list[str]
 
 
 def load(
@@ -51,7 +61,8 @@ def load(
     *,
     engine: str | None = None,
     precision: str | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: str | None = None,
+    batch: int | None = None,
     threads: int | None = None,
     cache: str | Path | None = None,
 ) -> "Session":
@@ -64,47 +75,57 @@ def load(
         bundle: the directory that `emoexport build` wrote.
         engine: a runtime, `onnxruntime` for one; the best if none.
         precision: `fp32`, `int8` and so on; the best if none.
-        device: only engines that run on it; both if none.
+        device: only engines that run on it, `cpu` or `cuda`; both if none.
+        batch: faces in a call of the runtime; if none the most that the certificate was given for, up to 64.
         threads: how many the runtime may use; it chooses itself if none.
         cache: a folder where runtimes keep what they compile.
 
     Raises:
+        UsageError: if there is no such engine, precision or device, or the engine runs on the other device.
         BadBundle: if the bundle is incomplete or was changed, or has nothing of what is asked for.
         MissingRuntime: if no engine of it runs here.
         WrongMachine: if the engine that was named was built for another machine.
     """
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"'{device}' is no device; known are cpu, cuda.")
+    if engine:
+        require_known([engine])
+        if device not in (None, BACKENDS[engine].device):
+            raise UsageError(f"{engine} runs on {BACKENDS[engine].device}, and {device} is asked for.")
     opened = Bundle.open(Path(bundle))
-    return Session(opened, _choose(opened, engine, precision, device, threads, Path(cache) if cache else None))
+    if batch is not None and not 1 <= batch <= opened.manifest.max_batch:
+        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {opened.manifest.max_batch} faces.")
+    limits = {"threads": threads, "cache": Path(cache) if cache else None}
+    return Session(opened, _choose(opened, engine, precision, device, batch, limits), batch)
 
 
 class Session:
     """A bundle in use. Threads may share it: they call the runtime one after the other.
 
     Attributes:
+        path: the bundle.
         labels: names of the emotions, in the order of the probabilities.
         face_shape: `(H, W, C)` of the faces it takes.
         max_batch: the largest number of faces in a call of the runtime.
-        batch: the number of faces in a call that `run` uses: the largest that the certificate was given for, up to 64.
+        batch: the number of faces in a call that `run` uses. Its last call takes what is left.
         engine: runtime and precision, as in `openvino-int8`.
         certificate: what `verify` has shown of this engine on this machine; None if nothing that holds here.
         why: why this engine was chosen, a sentence.
         notes: what a user must know, a sentence each: above all that a certificate is missing or stale.
     """
 
-    def __init__(self, bundle: Bundle, chosen: _Chosen) -> None:
+    def __init__(self, bundle: Bundle, chosen: _Chosen, batch: int | None = None) -> None:
         self.path = bundle.path
         self.labels = bundle.manifest.labels
         self.face_shape = bundle.manifest.face_shape
         self.max_batch = chosen.engine.max_batch
+        self.batch = batch or _batch_of(chosen.certificate, self.max_batch)
         self.engine = chosen.engine.name
         self.certificate = chosen.certificate
         self.why = chosen.why
-        tried = chosen.certificate.batches if chosen.certificate else [_BATCH]
-        self.batch = max((one for one in tried if one <= min(64, self.max_batch)), default=1)
         self.notes = (*chosen.notes, *certificate_notes(bundle, [chosen.engine], [self.batch]))
         self._lock = threading.Lock()
         self._engine: Engine | None = chosen.engine
-        self._engine.run(np.zeros((1, *self.face_shape), dtype=np.uint8))
 
     def run(self, faces: NDArray[np.uint8]) -> Outcome:
         """Decide about faces, `batch` of them in a call of the runtime.
@@ -118,6 +139,8 @@ class Session:
         Raises:
             BadInput: if the type or the shape is another, or the session is closed.
         """
+        if not isinstance(faces, np.ndarray):
+            raise BadInput(f"found {type(faces).__name__}; needed is an array of uint8 faces (N, H, W, C).")
         with self._lock:
             if self._engine is None:
                 raise BadInput("the session is closed.", hint="emoexport.load opens another")
@@ -142,73 +165,92 @@ def _choose(
     engine: str | None,
     precision: str | None,
     device: str | None,
-    threads: int | None,
-    cache: Path | None,
+    batch: int | None,
+    limits: dict[str, Any],
 ) -> _Chosen:
-    found = [
-        _Candidate(backend.name, name)
-        for backend in BACKENDS.values()
-        for name in PRECISIONS
-        if engine in (None, backend.name)
-        and precision in (None, name)
-        and device in (None, backend.device)
-        and backend.is_usable()
-        and not can_open(bundle, backend, name)
+    """Open the best; those that are better and cannot be used are told."""
+    backends = [row for row in BACKENDS.values() if engine in (None, row.name) and device in (None, row.device)]
+    precisions = [name for name in PRECISIONS if precision in (None, name)]
+    speeds = _speeds_of(bundle, batch)
+    candidates = [
+        _candidate(bundle, backend.name, name, speeds)
+        for backend in backends
+        for name in precisions
+        if backend.is_usable() and not can_open(bundle, backend, name)
     ]
-    speeds = _speeds_of(bundle)
-    ranked = sorted(found, key=lambda one: _rank(bundle, one, speeds))
-    notes: list[str] = []
-    doubtful: list[Engine] = []
-    for candidate in ranked:
-        certified = _verdict(bundle, candidate.name) == "certified"
-        if not certified and doubtful:
-            break
-        try:
-            (opened,) = open_engines(
-                bundle, engines=[candidate.backend], precisions=[candidate.precision], threads=threads, cache=cache
-            )
-        except (MissingRuntime, WrongMachine) as err:
-            if engine and precision:
-                raise
-            notes.append(f"{candidate.name} is left out: {err}")
+    notes = _notes_on_absent(bundle, [row for row in backends if not row.is_installed()], precisions)
+    is_named = bool(engine and precision)
+    certified = sorted((one for one in candidates if one.is_certified), key=lambda one: (-one.speed, *_place(one)))
+    best = max((one.speed for one in certified), default=0.0)
+    notes += [
+        f"{one.name} is faster, but its certificate is stale: {one.stale}."
+        for one in candidates
+        if one.stale and one.speed > best
+    ]
+    for one in certified:
+        found = _open(bundle, one, limits, notes, strict=is_named)
+        if found is None:
             continue
-        certificate = read_certificate(bundle.path, opened.name) if certified else None
-        if certificate and not certificate.stale_because(origin_of(bundle, opened)[1], where_it_runs(opened)):
-            why = _why(
-                opened.name, certificate, sum(_verdict(bundle, one.name) == "certified" for one in found), speeds
-            )
-            return _Chosen(engine=opened, certificate=certificate, why=why, notes=tuple(notes))
-        doubtful.append(opened)
-    if not doubtful:  # says what is missing
-        doubtful = open_engines(
-            bundle,
-            engines=[engine] if engine else None,
-            precisions=[precision] if precision else None,
-            device=device,
-            threads=threads,
-            cache=cache,
-        )
-    chosen = doubtful[0]
-    why = f"{chosen.name}: no engine that runs here has a certificate that holds here."
-    if engine and precision:
-        why = f"{chosen.name}: it was asked for."
-    return _Chosen(engine=chosen, certificate=None, why=why, notes=tuple(notes))
+        assert one.certificate is not None
+        stale = one.certificate.stale_because(origin_of(bundle, found)[1], where_it_runs(found))
+        if stale:
+            notes.append(f"{one.name} is passed over, as its certificate is stale: {stale}.")
+            continue
+        return _Chosen(found, one.certificate, _why(one, certified, is_named=is_named), notes)
+    for one in sorted(candidates, key=_place):
+        found = _open(bundle, one, limits, notes, strict=is_named)
+        if found is not None:
+            why = "it was asked for" if is_named else "no engine that runs here has a certificate that holds here"
+            return _Chosen(found, None, f"{one.name}: {why}.", notes)
+    asked: dict[str, Any] = {"engines": [engine] if engine else None, "precisions": [precision] if precision else None}
+    opened = open_engines(bundle, device=device, **asked, **limits)  # it raises: nothing that can be opened is here
+    return _Chosen(opened[0], None, f"{opened[0].name}: it is what could be opened.", notes)
 
 
-def _rank(bundle: Bundle, one: _Candidate, speeds: dict[str, float]) -> tuple[bool, float, bool, int]:
-    """Certified before others, then faster before slower, GPUs before CPUs, and as the table of precisions goes."""
-    certified = _verdict(bundle, one.name) == "certified"
-    fast = speeds.get(one.name, 0.0) if certified else 0.0
-    return not certified, -fast, BACKENDS[one.backend].device == "cpu", list(PRECISIONS).index(one.precision)
+def _candidate(bundle: Bundle, backend: str, precision: str, speeds: Mapping[str, float]) -> _Candidate:
+    name = f"{backend}-{precision}"
+    certificate = read_certificate(bundle.path, name)
+    found = _Candidate(backend, precision, certificate, "", speeds.get(name, 0.0))
+    if certificate is None:
+        return found
+    here = certificate.machine | ({"processor": describe_processor()} if "processor" in certificate.machine else {})
+    return found._replace(stale=certificate.stale_because(origin_of(bundle, found)[1], here))
 
 
-def _verdict(bundle: Bundle, name: str) -> str:
-    found = read_certificate(bundle.path, name)
-    return found.verdict if found else ""
+def _place(one: _Candidate) -> tuple[int, bool]:
+    """In the order of the table of precisions, GPUs before CPUs."""
+    return list(PRECISIONS).index(one.precision), BACKENDS[one.backend].device == "cpu"
 
 
-def _speeds_of(bundle: Bundle) -> dict[str, float]:
-    """Faces a second by engine, if they were measured on this processor; batches each as suits it best."""
+def _open(bundle: Bundle, one: _Candidate, limits: dict[str, Any], notes: list[str], *, strict: bool) -> Engine | None:
+    """Open an engine and call it once; None, and a note, if it fails."""
+    try:
+        (found,) = open_engines(bundle, engines=[one.backend], precisions=[one.precision], **limits)
+        found.run(np.zeros((1, *found.face_shape), dtype=np.uint8))
+    except Exception as err:  # what runtimes raise in a call shares no base but this
+        if strict:
+            raise
+        notes.append(f"{one.name} is left out: {str(err).partition(chr(10))[0]}")
+        return None
+    return found
+
+
+def _notes_on_absent(bundle: Bundle, absent: Sequence[Backend], precisions: Sequence[str]) -> list[str]:
+    """Which runtimes have certified engines in a bundle and are not installed."""
+    found = []
+    for backend in absent:
+        names = [f"{backend.name}-{name}" for name in precisions]
+        certificates = [read_certificate(bundle.path, name) for name in names]
+        if any(one and one.verdict == "certified" for one in certificates):
+            found.append(f"{backend.title} has a certificate, and is not installed: pip install {backend.requirement}.")
+    return found
+
+
+def _speeds_of(bundle: Bundle, batch: int | None) -> dict[str, float]:
+    """Faces a second by engine, if they were measured on this processor.
+
+    In calls of as many faces as are wanted, or the next smaller number that was timed, or else the smallest.
+    """
     path = bundle.path / "reports" / "bench.json"
     if not path.exists():
         return {}
@@ -218,13 +260,28 @@ def _speeds_of(bundle: Bundle) -> dict[str, float]:
         return {}
     if report.bundle_digest != bundle.manifest.digest or report.machine.get("processor") != describe_processor():
         return {}
-    return {one.engine: one.faces_a_second for one in best_of(report.results)}
+    found: dict[str, float] = {}
+    for one in sorted(report.results, key=lambda result: result.batch):
+        certificate = read_certificate(bundle.path, one.engine)
+        if one.engine not in found or one.batch <= (batch or _batch_of(certificate, bundle.manifest.max_batch)):
+            found[one.engine] = one.faces_a_second
+    return found
 
 
-def _why(name: str, certificate: Certificate, certified: int, speeds: dict[str, float]) -> str:
+def _batch_of(certificate: Certificate | None, most: int) -> int:
+    """Faces in a call, where nobody asks for a number."""
+    tried = certificate.batches if certificate else [_BATCH]
+    return max((one for one in tried if one <= min(_MOST, most)), default=1)
+
+
+def _why(chosen: _Candidate, certified: Sequence[_Candidate], *, is_named: bool) -> str:
     """A sentence for people."""
-    shown = f"{name}: certified on {certificate.faces:,} faces of {certificate.split}"
-    if certified == 1:
-        return f"{shown}, as no other engine is that runs here."
-    reason = "the fastest" if name in speeds else "first in the table"
-    return f"{shown}, {reason} of {certified} such engines here."
+    certificate = chosen.certificate
+    assert certificate is not None
+    shown = f"{chosen.name}: certified on {certificate.faces:,} faces of {certificate.split}"
+    timed = sum(one.speed > 0 for one in certified)
+    if is_named:
+        return f"{shown}, and asked for."
+    if chosen.speed and timed > 1:
+        return f"{shown}, the fastest of {timed} such engines that bench has timed here."
+    return f"{shown}, the first of {len(certified)} such engines." if len(certified) > 1 else f"{shown}."

