@@ -34,7 +34,8 @@ class Observer:
     """Runs faces through an FP32 graph and sees what is inside its members.
 
     The graph runs in two pieces, cut at the pictures: views on one side, members on the other. The members see a few
-    pictures at a time, so memory is bounded whatever the number of faces and views.
+    pictures at a time, so memory is bounded whatever the number of faces and views. Where each member sees views of its
+    own, they see those of one face at a time.
 
     Args:
         graph: the FP32 graph of a fold. While something runs, a file stands beside it: weights are read by place.
@@ -52,19 +53,20 @@ class Observer:
         refuse_quantised(nodes, name=graph.name)
         members = [node for node in nodes if in_member(node.name)]
         inside = set(members)
-        entering = {
-            str(value.name)
-            for node in members
-            for value in node.inputs
-            if value is not None and value.producer() not in inside and _is_float(value)
-        }
-        if len(entering) != 1:
+        self._entrances = list(
+            dict.fromkeys(
+                str(value.name)
+                for node in members
+                for value in node.inputs
+                if value is not None and value.producer() not in inside and _is_float(value)
+            )
+        )
+        if not self._entrances:
             raise BadInput(
-                f"{graph.name} is no graph of a fold: {len(entering)} tensors enter its members, needed is 1.",
+                f"{graph.name} is no graph of a fold: no tensor enters its members, needed are pictures.",
                 hint="emoexport build",
             )
-        self._entrance = entering.pop()
-        self._source = {self._entrance: self._entrance}
+        self._source = {name: name for name in self._entrances}
         bytes_a_picture = 0
         for node in members:
             for value in node.outputs:
@@ -164,9 +166,9 @@ class Observer:
     ) -> Iterator[tuple[list[NDArray[np.float32]], int]]:
         """What taps on tensors give for each handful of pictures, and how many pictures these are."""
         model = ir.load(self._path)
-        views = self._open(ir.convenience.extract(model.graph, [self._faces], [self._entrance]), model.ir_version)
+        views = self._open(ir.convenience.extract(model.graph, [self._faces], self._entrances), model.ir_version)
         read = list(dict.fromkeys(name for name, _ in taps))
-        members = ir.convenience.extract(model.graph, [self._entrance], read)
+        members = ir.convenience.extract(model.graph, self._entrances, read)
         values = ir.convenience.create_value_mapping(members)
         members.outputs.clear()
         for number, (name, tap) in enumerate(taps):
@@ -176,12 +178,24 @@ class Observer:
             seen.name, seen.type = f"tap.{number}", ir.TensorType(ir.DataType.FLOAT)
             members.outputs.append(seen)
         tapped = self._open(members, model.ir_version)
-        for start in range(0, len(faces), _FACES):
-            shown = views.run(None, {self._faces: faces[start : start + _FACES]})[0]
-            for first in range(0, len(shown), self._pictures):
-                some = shown[first : first + self._pictures]
-                yield tapped.run(None, {self._entrance: some}), len(some)
-            progress(len(faces[start : start + _FACES]))
+        taken = {str(value.name) for value in members.inputs}
+        step = _FACES if len(self._entrances) == 1 else 1
+        for start in range(0, len(faces), step):
+            some = faces[start : start + step]
+            shown = dict(zip(self._entrances, views.run(None, {self._faces: some}), strict=True))
+            for pictures in self._handfuls(shown):
+                feeds = {name: part for name, part in pictures.items() if name in taken}
+                yield tapped.run(None, feeds), len(next(iter(pictures.values())))
+            progress(len(some))
+
+    def _handfuls(self, shown: dict[str, NDArray[np.float32]]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Pictures by entrance, few at a time; all at once where there are several entrances, of one face then."""
+        if len(shown) > 1:
+            yield shown
+            return
+        ((name, pictures),) = shown.items()
+        for first in range(0, len(pictures), self._pictures):
+            yield {name: pictures[first : first + self._pictures]}
 
     def _open(self, graph: ir.Graph, ir_version: int) -> ort.InferenceSession:
         """Compile a piece of the graph."""

@@ -204,8 +204,20 @@ class Manifest(SealedRecord):
 
     @property
     def weights(self) -> NDArray[np.float64] | None:
-        """Of every pass in the vote, `(K, V)`, sum 1; None for equal ones."""
+        """Of every pass in the vote, `(K, V)`, sum 1, and 0 for passes left out; None for equal ones of all."""
+        if self.choice.passes:  # in their order members and views were folded
+            return self.choice.among(max(self.choice.numbers), ()).weights()
         return pass_weights([member.weight for member in self.members], [view.weight for view in self.views])
+
+    @property
+    def computed(self) -> NDArray[np.bool_]:
+        """Which passes are computed, `(K, V)`: not those left out, nor those of a view that shows what another does."""
+        voting = np.ones((len(self.members), len(self.views))) if self.weights is None else self.weights
+        place = {view.name: number for number, view in enumerate(self.views)}
+        found = np.zeros(voting.shape, dtype=bool)
+        for number, view in enumerate(self.views):
+            found[:, place[view.same_as or view.name]] |= voting[:, number] > 0
+        return found
 
     @property
     def gflop_a_face(self) -> float | None:
@@ -213,12 +225,12 @@ class Manifest(SealedRecord):
         counted = [member.gflop_a_pass for member in self.members if member.gflop_a_pass is not None]
         if len(counted) < len(self.members):
             return None
-        return sum(counted) * self.passes_a_face / len(counted)
+        return float(self.computed.sum(axis=1) @ counted)
 
     @property
     def passes_a_face(self) -> int:
-        """How many are computed: those of a view that shows what another one does are not."""
-        return len(self.members) * sum(view.same_as is None for view in self.views)
+        """How many are computed."""
+        return int(self.computed.sum())
 
 
 @dataclass(frozen=True, kw_only=True)

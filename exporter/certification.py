@@ -230,16 +230,18 @@ def _known(asked: _Asked, engine: Engine) -> dict[str, Any]:
 
 
 def _is_symmetric(bundle: Bundle) -> bool:
-    """Whether every view has its mirror image among the views, with the same weight."""
-    found = {
-        is_mirrored: Counter(
-            (view.function, tuple(sorted(view.parameters.items())), view.weight)
-            for view in bundle.manifest.views
-            if view.mirrored == is_mirrored
-        )
-        for is_mirrored in (False, True)
-    }
-    return found[False] == found[True]
+    """Whether every pass has that of its member on the view's mirror image beside it, with the same weight."""
+    manifest = bundle.manifest
+    weights = (
+        manifest.weights if manifest.weights is not None else np.ones((len(manifest.members), len(manifest.views)))
+    )
+    voting = [
+        (member, view.function, tuple(sorted(view.parameters.items())), float(weights[member, number]), view.mirrored)
+        for member in range(len(weights))
+        for number, view in enumerate(manifest.views)
+        if weights[member, number]
+    ]
+    return Counter(voting) == Counter((*one, not mirrored) for *one, mirrored in voting)
 
 
 def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None:

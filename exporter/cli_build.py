@@ -36,6 +36,14 @@ def build(
         list[str] | None,
         typer.Option(metavar="NAME[=WEIGHT]", help="A view to fold, likewise. Those that the run votes with if none."),
     ] = None,
+    single: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass",
+            metavar="NUMBER:NAME[=WEIGHT]",
+            help="Instead of both, one member on one view; repeatable. No other pass is computed.",
+        ),
+    ] = None,
     fp32: Annotated[
         bool, typer.Option("--fp32", help="The graph as exported: always there, so this is for --engine alone.")
     ] = False,
@@ -164,7 +172,7 @@ def build(
         from emoexport.passes import Choice  # noqa: PLC0415
         from emoexport.pipeline import build as build_bundle  # noqa: PLC0415
 
-        choice = Choice.of_options(member or (), view or ())
+        choice = Choice.of_options(member or (), view or (), single or ())
         run = run or newest(Path("runs"), "run.json", "emoexport train")
         bundle = build_bundle(
             run,

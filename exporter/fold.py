@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emoexport.decision import Decision
+from emoexport.errors import UsageError
 from emoexport.member_graph import MemberGraph
 from emoexport.stacked import Stacked, one_architecture
 from emoexport.views import View
@@ -23,12 +24,23 @@ class Branches(nn.ModuleList):
         super().__init__(members)
         self.answering = list(range(len(members)))
         """Whose logits each member gives: its own."""
+        self.taking: list[list[int]] | None = None
+        """Of each member which views it sees, by their place among those that are shown; None for all."""
         for number, member in enumerate(members):
             if isinstance(member, MemberGraph):
                 member.place(f"members.{number}")
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`."""
+        """Pictures `(n, C, H, W)` in [0, 1] to logits `(K, n, L)`.
+
+        Where members see some of the views only, pictures are `(shown*N, C, H, W)` and the logits `(1, passes*N, L)`,
+        member after member.
+        """
+        if self.taking is not None:
+            shown = 1 + max(max(views) for views in self.taking)
+            by_view = pictures.view(shown, -1, *pictures.shape[1:]).unbind()
+            seen = [torch.cat([by_view[view] for view in views]) for views in self.taking]
+            return torch.cat([member(some) for member, some in zip(self, seen, strict=True)])[None]
         logits = {number: self[number](pictures) for number in dict.fromkeys(self.answering)}
         return torch.stack([logits[number] for number in self.answering])
 
@@ -36,8 +48,12 @@ class Branches(nn.ModuleList):
     def one_of_each(self) -> Iterator[list[int]]:
         """Within, the first traced member of each architecture answers for all of them.
 
-        So an exporter writes the graph of each architecture once. What it gets are these numbers, by member.
+        So an exporter writes the graph of each architecture once. What it gets are these numbers, by member. Members
+        that see views of their own answer for themselves.
         """
+        if self.taking is not None:
+            yield self.answering
+            return
         honest = self.answering
         self.answering = [
             next(first for first in range(number + 1) if self._are_alike(first, number)) for number in honest
@@ -96,9 +112,12 @@ class Fold(nn.Module):
         members: K of them, or all as one module of `LAYOUTS`; a list becomes `Branches`.
         views: V of them.
         decision: what decides about the vote.
-        weights: of each pass in the vote, `(K, V)`, above 0, of any sum; None for equal ones.
+        weights: of each pass in the vote, `(K, V)`, of any sum, 0 for those that are not computed; None for equal ones.
         same_as: of each view the index of the first one that shows the same picture, as `views.coinciding` finds it:
             their passes are computed once, and count with all their weights. None to compute the passes of all.
+
+    Raises:
+        UsageError: if passes of weight 0 are to be left out of members that are stacked.
     """
 
     def __init__(
@@ -114,11 +133,16 @@ class Fold(nn.Module):
         columns = np.arange(len(views)) if same_as is None else np.asarray(same_as)
         shown, place = np.unique(columns, return_inverse=True)
         every = np.broadcast_to(1.0 if weights is None else weights, (len(members), len(views)))
+        merged = np.stack([every[:, columns == column].sum(axis=1) for column in shown], axis=1)
         self.show = Show([views[column] for column in shown])
         self.members = members if isinstance(members, nn.Module) else Branches(members)
-        self.score = Score(len(shown))
-        self.vote = Vote(np.stack([every[:, columns == column].sum(axis=1) for column in shown], axis=1))
-        self.repeat = nn.Identity() if len(shown) == len(views) else Repeat(place)
+        self.repeat: nn.Module = nn.Identity() if len(shown) == len(views) else Repeat(place)
+        if (merged == 0).any():
+            _branches_of(self.members).taking = [np.flatnonzero(row).tolist() for row in merged]
+            self.score, self.vote = Score(int(np.count_nonzero(merged))), Vote(merged[merged > 0][None])
+            self.repeat = nn.Sequential(Spread(merged > 0), self.repeat)
+        else:
+            self.score, self.vote = Score(len(shown)), Vote(merged)
         self.calibrate = nn.Identity() if decision.temperature == 1 else Calibrate(decision.temperature)
         self.decide = Decide(decision)
         self.eval()
@@ -131,13 +155,20 @@ class Fold(nn.Module):
 
         Returns:
             probabilities `(N, L)`, label int64 `(N,)`, confidence `(N,)`; and of every pass the probabilities
-            `(N, K, V, L)`, before vote and calibration.
+            `(N, K, V, L)`, before vote and calibration, 0 where it is not computed.
         """
         shown = self.show(faces, next(self.parameters()).dtype)
         scores = self.score(self.members(shown))
         probabilities = self.calibrate(self.vote(scores))
         label, confidence = self.decide(probabilities)
         return probabilities, label, confidence, self.repeat(scores)
+
+
+def _branches_of(members: nn.Module) -> Branches:
+    inside = members.members if isinstance(members, Autocast) else members
+    if not isinstance(inside, Branches):
+        raise UsageError("stacked members see the same views, and passes are left out.", hint="--layout branches")
+    return inside
 
 
 class Show(nn.Module):
@@ -190,6 +221,21 @@ class Repeat(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         """Probabilities `(N, K, computed, L)` to `(N, K, V, L)`."""
         return scores.index_select(2, torch.as_tensor(self.place, device=scores.device))
+
+
+class Spread(nn.Module):
+    """The scores of the passes that were computed, in their places among all; 0 in the others."""
+
+    def __init__(self, computed: NDArray[np.bool_]) -> None:
+        super().__init__()
+        self.shape = computed.shape
+        self.place = np.where(computed.ravel(), np.cumsum(computed) - 1, np.count_nonzero(computed))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Probabilities `(N, 1, passes, L)` to `(N, K, shown, L)`."""
+        padded = torch.cat([scores[:, 0], torch.zeros_like(scores[:, 0, :1])], dim=1)
+        placed = padded.index_select(1, torch.as_tensor(self.place, device=scores.device))
+        return placed.view(-1, *self.shape, placed.shape[-1])
 
 
 class Calibrate(nn.Module):

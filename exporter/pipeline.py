@@ -32,7 +32,7 @@ from emoexport.fold import Fold
 from emoexport.gate import GATE_FACES, judge_graphs
 from emoexport.half import Kept
 from emoexport.layout import export_in_layout
-from emoexport.passes import Choice, pass_weights
+from emoexport.passes import Choice
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.quantize import feeds_of
 from emoexport.rewrites import prepare_members
@@ -84,6 +84,8 @@ def build(
     """
     rows = precisions_named(list(precisions))
     _check_wishes(calibration, compiled=compiled)
+    if choice.passes and layout != "branches":
+        raise UsageError(f"single passes stand in the layout branches; found --layout {layout}.", hint="leave it out")
     tuned = None if tuning is None else _tuning_for(rows, tuning)
     record = read_run(run)
     entries, members = load_members(run)
@@ -111,7 +113,7 @@ def build(
             members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
         )
         fp32 = directory / "model.fp32.onnx"
-        weights, same_as = pass_weights([*whole.members.values()], [*whole.views.values()]), coinciding(views, shape)
+        weights, same_as = whole.weights(), coinciding(views, shape)
         fold = functools.partial(Fold, views=views, decision=decision, weights=weights, same_as=same_as)
         limits: dict[str, Any] = {"face_shape": shape, "max_batch": max_batch, "console": console}
         packages = compile_fold(graphs, fold, directory, **limits) if compiled else {}

@@ -30,7 +30,7 @@ class Reference:
     views: Sequence[View]
     decision: Decision
     weights: NDArray[np.float64] | None = None
-    """Of each pass in the vote, `(K, V)`, above 0, of any sum; None for equal ones."""
+    """Of each pass in the vote, `(K, V)`, of any sum; None for equal ones. A pass of weight 0 is not made."""
     batch_size: int = 256
 
     def scores(
@@ -43,19 +43,22 @@ class Reference:
             progress: called with the number of faces done after each batch.
 
         Returns:
-            float32 `(N, K, V, L)`.
+            float32 `(N, K, V, L)`; 0 where a pass is not made.
         """
         weights = next(self.members[0].parameters())
+        shape = len(self.members), len(self.views), len(self.decision.labels)
+        made = np.ones(shape[:2]) if self.weights is None else self.weights
         batches = []
         with torch.inference_mode():
             for start in range(0, len(faces), self.batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(faces[start : start + self.batch_size]))
                 pictures = batch.to(weights.device).permute(0, 3, 1, 2).to(weights.dtype) / 255
-                passes = [
-                    torch.stack([member(view(pictures)).softmax(dim=-1) for view in self.views], dim=1)
-                    for member in self.members
-                ]
-                batches.append(torch.stack(passes, dim=1).cpu().numpy())
+                scores = torch.zeros(len(batch), *shape, dtype=weights.dtype, device=weights.device)
+                for k, member in enumerate(self.members):
+                    for v, view in enumerate(self.views):
+                        if made[k, v]:
+                            scores[:, k, v] = member(view(pictures)).softmax(dim=-1)
+                batches.append(scores.cpu().numpy())
                 if progress is not None:
                     progress(len(batch))
         return np.concatenate(batches)

@@ -275,10 +275,15 @@ class PlainRival(Engine):
         return self._reference.decision.decide(np.average(scores, axis=(1, 2), weights=self._reference.weights))
 
     def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        reference, labels = self._reference, len(self._reference.decision.labels)
+        shape = len(self._sessions), len(reference.views)
+        made = np.ones(shape) if reference.weights is None else reference.weights
+        scores = np.zeros((len(faces), *shape, labels), dtype=np.float32)
         with torch.inference_mode():
             pictures = torch.from_numpy(faces).permute(0, 3, 1, 2).float() / 255
-            views = torch.cat([view(pictures) for view in self._reference.views]).numpy()  # (V*N, C, H, W)
-            logits = torch.from_numpy(np.stack([session(views) for session in self._sessions]))  # (K, V*N, L)
-            passes = logits.softmax(dim=-1).view(len(logits), -1, len(faces), logits.shape[-1])  # (K, V, N, L)
-            scores: NDArray[np.float32] = passes.permute(2, 0, 1, 3).numpy()
-            return scores
+            shown = [view(pictures) for view in reference.views]
+            for number, session in enumerate(self._sessions):
+                seen = np.flatnonzero(made[number])
+                logits = torch.from_numpy(session(torch.cat([shown[view] for view in seen]).numpy()))  # (seen*N, L)
+                scores[:, number, seen] = logits.softmax(dim=-1).view(len(seen), -1, labels).permute(1, 0, 2)
+        return scores

@@ -75,6 +75,11 @@ def score_split(
         CheckFailed: if the engine answers no probabilities.
     """
     _require_known(engine, precision)
+    if bundle.manifest.choice.passes:
+        raise UsageError(
+            f"{bundle.path} leaves passes out; a cube holds those of all members on all views.",
+            hint="name a bundle that was built without --pass",
+        )
     reference, where, record = open_reference(bundle, run)
     opened = _open(bundle, reference, engine, precision, threads)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)

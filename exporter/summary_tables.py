@@ -45,12 +45,17 @@ def _fold_table(summary: BundleSummary) -> Table:
     height, width, channels = summary.face_shape
     members, views = len(summary.members), len(summary.views)
     merged = sum(view.same_as is not None for view in summary.views)
-    computed = f"{views - merged} of {views} views" if merged else f"{views} views"
+    computed = (
+        f"{members} members x {views - merged} of {views} views" if merged else f"{members} members x {views} views"
+    )
+    if summary.choice.passes:
+        computed = f"of {members} members x {views} views"
     out = summary.bytes_out_a_face
-    chosen = ", ".join(str(number) for number in summary.choice.members)
+    chosen = ", ".join(str(number) for number in summary.choice.numbers)
     facts = {
         **({"of the run": f"members {chosen}"} if chosen else {}),
-        "passes a face": f"{summary.passes_a_face} ({members} members x {computed})",
+        "passes a face": f"{summary.passes_a_face} ({computed})",
+        **_passes_lines(summary.choice.passes),
         "vote": summary.vote,
         "decision": _decision_line(summary.decision),
         "layout": summary.layout.name,
@@ -72,6 +77,12 @@ def _decision_line(decision: Decision) -> str:
         f"temperature {decision.temperature:.3g}, {len(decision.thresholds)} thresholds, "
         f"{len(decision.pairs)} confusion pairs"
     )
+
+
+def _passes_lines(passes: dict[str, float]) -> dict[str, str]:
+    """Single passes, with what part of the vote each has."""
+    total = sum(passes.values())
+    return {f"  {name}": f"{100 * weight / total:.1f} %" for name, weight in passes.items()}
 
 
 def _rewrites_lines(rewrites: dict[str, int] | None) -> dict[str, str]:

@@ -3,17 +3,22 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from emoexport import cli, opening, sessions
+from emoexport import certification, cli, opening, sessions
 from emoexport.bundle import Bundle
 from emoexport.cube import Cube
 from emoexport.decision import Decision
 from emoexport.errors import UsageError
+from emoexport.fold import Fold
 from emoexport.passes import Choice, pass_weights
+from emoexport.precision import PRECISIONS
+from emoexport.rivals import PlainRival
 from emoexport.summary import summarize
 from emoexport.views import VIEWS, View, zoom
 
@@ -165,3 +170,136 @@ def test_choices_that_make_no_sense_are_refused(members, views, said):
         Choice.of_options(members, views)
     assert caught.value.hint
     assert caught.value.exit_code == 2
+
+
+# Single passes: those that are named and no others.
+
+SINGLE = ["--pass", "2:identity=2", "--pass", "1:flip", "--pass", "2:zoom-flipped=0.5", "--pass", "1:still-flipped=3"]
+
+
+@pytest.fixture(scope="module")
+def sparse(run_dir, tmp_path_factory, int8_is_slower) -> Bundle:
+    """A bundle of four passes, two of which show the same picture, at FP32, FP16 and INT8."""
+    out = tmp_path_factory.mktemp("build") / "sparse"
+    arguments = ["build", run_dir, "-o", out, *SINGLE, "--fp16", "--int8", "--keep-rejected", "--calib-size", 35]
+    with int8_is_slower():
+        done = CliRunner().invoke(cli.app, [str(argument) for argument in [*arguments, "--max-batch", 64]])
+    assert done.exit_code == 0, done.stderr
+    assert OTHERWISE in done.stdout
+    return Bundle.open(out)
+
+
+def test_single_passes_are_computed_and_no_others(sparse, bundle):
+    manifest = sparse.manifest
+    assert [member.sha256 for member in manifest.members] == [one.sha256 for one in reversed(bundle.manifest.members)]
+    assert [view.name for view in manifest.views] == ["identity", "flip", "zoom-flipped", "still-flipped"]
+    assert np.allclose(manifest.weights, np.array([[2, 0, 0.5, 0], [0, 1, 0, 3]]) / 6.5)
+    assert manifest.computed.tolist() == [[True, False, True, False], [False, True, False, False]]
+    assert manifest.passes_a_face == 3
+    assert manifest.gflop_a_face == pytest.approx(bundle.manifest.gflop_a_face * 3 / 32)
+    words = shlex.split(sparse.build_command())
+    again = [words[at + 1] for at, word in enumerate(words) if word == "--pass"]
+    assert Choice.of_options([], [], again) == manifest.choice
+
+
+def test_engines_of_single_passes_answer_as_the_reference_does(sparse, bundle, faces):
+    reference = sessions.open_reference(sparse)[0]
+    whole = sessions.open_reference(bundle)[0]
+    images = faces[0][:24]
+    every = whole.scores(images)
+    places = {view.name: number for number, view in enumerate(whole.views)}
+    wanted = np.zeros((24, 2, 4, 7), dtype=np.float32)
+    for row, column, member, view in (
+        (0, 0, 1, "identity"),
+        (1, 1, 0, "flip"),
+        (0, 2, 1, "zoom-flipped"),
+        (1, 3, 0, "flip"),
+    ):
+        wanted[:, row, column] = every[:, member, places[view]]
+    assert np.abs(reference.scores(images) - wanted).max() < 1e-6
+    vote = np.average(wanted.astype(np.float64), axis=(1, 2), weights=[[2, 0, 0.5, 0], [0, 1, 0, 3]])
+    decided = sparse.manifest.decision.decide(vote)
+    for engine in opening.open_engines(sparse, device="cpu"):
+        limit = PRECISIONS[engine.precision].tolerance.max_difference
+        found = engine.run(images)
+        assert np.abs(found.probabilities - decided.probabilities).max() <= max(limit, 1e-5), engine.name
+        scores = engine.scores(images)
+        assert scores.shape == wanted.shape
+        assert not scores[:, 0, 1].any()
+        assert np.abs(scores - wanted).max() <= max(limit, 1e-5), engine.name
+        one, rest = engine.run(images[:1]), engine.run(images[1:])
+        assert np.allclose(np.concatenate([one.probabilities, rest.probabilities]), found.probabilities, atol=1e-4)
+
+
+def test_plain_exports_compute_single_passes_only(sparse, faces):
+    """A rival computes what the bundle does, and no more."""
+    reference = sessions.open_reference(sparse)[0]
+    asked: list[int] = []
+
+    def session(pictures: np.ndarray) -> np.ndarray:
+        asked.append(len(pictures))
+        return np.zeros((len(pictures), 7), dtype=np.float32)
+
+    row = SimpleNamespace(name="plain", runtime=lambda *_: ("fp32", [session, session]))
+    rival = PlainRival(row, reference, [], face_shape=sparse.manifest.face_shape, max_batch=8)
+    assert np.allclose(rival.run(faces[0][:5]).probabilities, 1 / 7)
+    assert asked == [10, 10]
+
+
+def test_what_is_said_of_single_passes(sparse, call, tmp_path):
+    code, out, err = call("inspect", sparse.path)
+    assert code == 0, err
+    assert "3 (of 2 members x 4 views)" in out
+    assert "2:identity" in out
+    assert "30.8 %" in out
+    assert max(map(len, out.splitlines())) <= 80
+    code, _, err = call("cube", sparse.path, "-o", tmp_path / "x")
+    assert code == 2
+    assert "leaves passes out; a cube holds those of all members on all views" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--pass", "1:flip", "--member", "1"], "found --pass, and --member or --view; needed is one way"),
+        (["--pass", "1"], "--pass 1: needed are a member's number and a view"),
+        (["--pass", "x:flip"], "'x' is no number of a member"),
+        (["--pass", "3:flip"], "there is no member 3; the run has 2"),
+        (["--pass", "1:flop"], "'flop' is no view"),
+        (["--pass", "1:flip", "--pass", "1:flip=2"], "names '1:flip' twice"),
+        (["--pass", "1:flip=0"], "the weight is '0'"),
+        (
+            ["--pass", "1:flip", "--layout", "stacked"],
+            "single passes stand in the layout branches; found --layout stacked",
+        ),
+    ],
+)
+def test_single_passes_that_make_no_sense(arguments, said, run_dir, call, tmp_path):
+    code, _, err = call("build", run_dir, "-o", tmp_path / "x", *arguments)
+    assert code == 2
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stacked_members_leave_no_pass_out():
+    member = torch.nn.Linear(1, 7)
+    with pytest.raises(UsageError, match="stacked members see the same views"):
+        Fold(torch.nn.Sequential(member), [VIEWS["flip"], VIEWS["zoom"]], Decision(), weights=np.array([[0.0, 1.0]]))
+
+
+def test_all_passes_named_one_by_one_are_the_runs_own_vote():
+    names = [f"{member}:{view}" for member in (1, 2) for view in ("flip", "zoom")]
+    assert Choice(passes=dict.fromkeys(names, 0.5)).is_full_vote(2, ["zoom", "flip"])
+    assert not Choice(passes=dict.fromkeys(names[:3], 0.5)).is_full_vote(2, ["zoom", "flip"])
+    assert not Choice(passes=dict.fromkeys(names, 1.0) | {"1:flip": 2.0}).is_full_vote(2, ["zoom", "flip"])
+
+
+def test_mirrored_passes_are_told_from_others(sparse, bundle):
+    assert certification._is_symmetric(bundle)
+    assert not certification._is_symmetric(sparse)
+    both = Choice(passes={"1:zoom": 1.0, "1:zoom-flipped": 1.0, "2:identity": 2.0, "2:flip": 2.0})
+    views = {view.name: view for view in bundle.manifest.views}
+    manifest = bundle.manifest.model_copy(
+        update={"choice": both, "views": tuple(views[name] for name in ("zoom", "zoom-flipped", "identity", "flip"))}
+    )
+    assert certification._is_symmetric(Bundle(path=bundle.path, manifest=manifest))
