@@ -13,6 +13,7 @@ from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
 from emoexport.cli_doctor import doctor
 from emoexport.cli_inspect import inspect
+from emoexport.cli_plan import plan
 from emoexport.cli_predict import predict
 from emoexport.cli_report import report
 from emoexport.cli_training import combine, evaluate, train
@@ -97,6 +98,7 @@ app.command()(tune)
 app.command()(verify)
 app.command()(bench)
 app.command()(report)
+app.command()(plan)
 app.command()(predict)
 app.add_typer(data_commands, name="data")
 

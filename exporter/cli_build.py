@@ -44,6 +44,10 @@ def build(
             help="Instead of both, one member on one view; repeatable. No other pass is computed.",
         ),
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="A plan.json, which names passes and a precision; emoexport plan makes it."),
+    ] = None,
     fp32: Annotated[
         bool, typer.Option("--fp32", help="The graph as exported: always there, so this is for --engine alone.")
     ] = False,
@@ -174,6 +178,13 @@ def build(
 
         choice = Choice.of_options(member or (), view or (), single or ())
         run = run or newest(Path("runs"), "run.json", "emoexport train")
+        if plan is not None:
+            if choice != Choice():
+                raise UsageError("found --plan, and passes besides it; needed is one of them.", hint="leave out --plan")
+            from emoexport.planning import planned  # noqa: PLC0415
+
+            choice, precision = planned(plan, run)
+            precisions = precisions or [name for name in (precision,) if name != "fp32"]
         bundle = build_bundle(
             run,
             out or Path("build") / run.resolve().name,

@@ -1,10 +1,12 @@
 """A bundle's passes over a split of labelled faces, as a score cube."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from emoexport.bundle import Bundle, MemberEntry, ViewEntry
@@ -16,7 +18,7 @@ from emoexport.errors import UsageError
 from emoexport.opening import open_engines
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
-from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces
+from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
 from emoexport.sessions import open_judge, open_reference
 from emoexport.train.dataset import Faces
 
@@ -29,6 +31,8 @@ class Scored(NamedTuple):
     cube: Cube
     accuracies: tuple[CubeAccuracy, ...]
     """With the bundle's decision: on all rows, and on the clean ones where these are fewer."""
+    rows: NDArray[np.bool_]
+    """Which rows are clean, `(N,)`; all where none are or all are."""
 
 
 def score_split(
@@ -56,7 +60,8 @@ def score_split(
         engine: a name of `BACKENDS`, or `torch` for the reference.
         precision: which graph of the bundle the engine runs.
         data: where the faces are; None for where the run read them.
-        split: which split; None for the one meant for testing.
+        split: which split; None for the one meant for testing. `validation` are the faces that the members were
+            validated on, also where the run drew them from a training split.
         run: where the run is now, if it was moved.
         limit: use this many faces only, drawn at random.
         batch: faces in a call; what is done is recorded after each.
@@ -84,6 +89,9 @@ def score_split(
     opened = _open(bundle, reference, engine, precision, threads)
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
+    if split == "validation" and split not in dataset.splits:
+        validation = validation_faces(where, record, data)
+        dataset = dataclasses.replace(dataset, splits={**dataset.splits, split: validation})
     faces, row_sets = drawn_faces(dataset, split, limit)
     describe_faces(dataset, split, record, console)
     request = _request(bundle, opened, faces, data=data_name(dataset.source), split=split)
@@ -100,7 +108,8 @@ def score_split(
             force=force,
         )
     decision = bundle.manifest.decision
-    return Scored(cube, tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in row_sets.items()))
+    accuracies = tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in row_sets.items())
+    return Scored(cube, accuracies, row_sets.get("clean", row_sets["all"]))
 
 
 def _require_known(engine: str, precision: str) -> None:

@@ -381,7 +381,7 @@ def test_any_engine_computes_a_cube_in_calls_that_it_takes(backend, bundle, quie
         return answered[-1]
 
     monkeypatch.setattr(Engine, "scores", scores)
-    found, _ = score_split(
+    found, _, _ = score_split(
         bundle, tmp_path / "x", engine=backend, precision="fp16", limit=70, batch=1000, console=quiet
     )
     assert asked == [(f"{backend}-fp16", 64), (f"{backend}-fp16", 6)]

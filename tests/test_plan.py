@@ -1,0 +1,256 @@
+"""`emoexport plan` and `emoexport build --plan`, and the arithmetic behind them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from emoexport import planning
+from emoexport.bundle import Bundle
+from emoexport.decision import Decision
+from emoexport.errors import BadInput
+from emoexport.passes import Choice
+from emoexport.plan import Candidate, Comparison, Goals, Plan
+from emoexport.plan_search import candidates_of, is_likely_to_hold, likeliest
+
+
+def drawn_cube(faces: int = 1500, seed: int = 0) -> SimpleNamespace:
+    """A score cube of correlated passes: what the face shows, what a member gets wrong, what a view adds."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 7, faces)
+    shown = 2.0 * np.eye(7)[labels] + rng.normal(size=(faces, 7))
+    of_members, of_views = rng.normal(size=(faces, 3, 1, 7)), rng.normal(size=(faces, 1, 8, 7))
+    scores = softmax(
+        shown[:, None, None] + 0.4 * of_members + 0.4 * of_views + 0.3 * rng.normal(size=(faces, 3, 8, 7)), axis=-1
+    ).astype(np.float32)
+    weights = np.full((3, 8), 1 / 24)
+
+    def vote(weights: np.ndarray = weights) -> np.ndarray:
+        return np.einsum("nkvl,kv->nl", scores.astype(np.float64), weights / weights.sum())
+
+    record = SimpleNamespace(shape=scores.shape, views=tuple(f"view-{number}" for number in range(8)))
+    return SimpleNamespace(scores=scores, labels=labels, weights=weights, vote=vote, record=record)
+
+
+@pytest.fixture(scope="module")
+def cube() -> SimpleNamespace:
+    return drawn_cube()
+
+
+def test_more_passes_agree_more_and_are_those_that_predict_the_vote(cube):
+    found = candidates_of(cube, Decision(), [4, 7, 9])
+    assert [one.passes for one in found] == [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20]
+    differ = [one.selection.disagreement_pct.value for one in found]
+    assert differ[0] > 3 * differ[6] > 3 * differ[-1]
+    third = found[2].choice.passes
+    members, views = zip(*(name.split(":") for name in third), strict=True)
+    assert set(members) == {"4", "7", "9"}  # errors of members and views are independent: none is taken twice
+    assert len(set(views)) == 3
+    assert sum(third.values()) == pytest.approx(1, abs=1e-5)
+    number = [4, 7, 9].index(int(members[0])), int(views[0].removeprefix("view-"))
+    alone = cube.scores[:, number[0], number[1]].argmax(axis=-1)
+    first = found[0].selection
+    assert first.accuracy == pytest.approx((alone == cube.labels).mean(), abs=1e-6)
+    full = cube.vote().argmax(axis=1)
+    assert first.disagreement_pct.value == pytest.approx(100 * (alone != full).mean(), abs=1e-3)
+
+
+def test_labels_are_not_looked_at_by_the_choice(cube):
+    other = SimpleNamespace(**{**vars(cube), "labels": np.roll(cube.labels, 1)})
+    found, again = (candidates_of(one, Decision(), [1, 2, 3]) for one in (cube, other))
+    assert [one.choice for one in found] == [one.choice for one in again]
+    assert found[0].selection.accuracy != again[0].selection.accuracy
+
+
+def comparison(faces: int, gained: int, lost: int, differ: int) -> Comparison:
+    full = np.zeros(faces, dtype=np.int64)
+    few, truth = full.copy(), full.copy()
+    few[:gained] = truth[:gained] = 1
+    few[gained : gained + lost] = 2
+    few[gained + lost : differ] = truth[gained + lost : differ] = 3
+    few[gained + lost : differ] = 4
+    return Comparison.of(few, full, truth)
+
+
+def test_a_comparison_counts_what_differs():
+    found = comparison(1000, 7, 9, 20)
+    assert (found.only_right, found.only_wrong) == (7, 9)
+    assert found.gain_points.value == pytest.approx(-0.2)
+    assert found.bound_points < -0.2
+    assert found.disagreement_pct.value == pytest.approx(2.0)
+    assert found.disagreement_bound_pct > 2.0
+
+
+def test_how_likely_a_choice_is_to_hold_is_as_simulated():
+    """Of choices at the edge of what is called likely, about four of five are shown to hold on faces like these."""
+    rng, faces, goals = np.random.default_rng(0), 3000, Goals(max_drop_points=0.5)
+    lost = max(
+        count for count in range(200) if is_likely_to_hold(comparison(faces, count, count, 2 * count), goals, faces)
+    )
+    share = lost / faces
+    held = 0
+    for _ in range(400):
+        gained, broken = rng.binomial(faces, share, 2)
+        held += comparison(faces, gained, broken, gained + broken).bound_points >= -0.5
+    assert 0.72 <= held / 400 <= 0.88
+    strict = Goals(max_drop_points=100, max_disagreement_pct=1.0)
+    assert is_likely_to_hold(comparison(faces, 5, 5, 15), strict, faces)
+    assert not is_likely_to_hold(comparison(faces, 5, 5, 28), strict, faces)
+
+
+def test_the_fewest_passes_that_are_likely_to_hold_are_taken_if_they_are_fast_enough():
+    candidates = [
+        Candidate(
+            choice=Choice(passes={f"1:v{n}": 1.0 for n in range(count)}),
+            selection=comparison(2000, lost, lost, 2 * lost),
+        )
+        for count, lost in ((1, 90), (2, 40), (4, 6), (8, 2))
+    ]
+    goals = Goals(max_drop_points=0.5)
+    assert likeliest(candidates, goals, 2000, lambda passes: 1.0 * passes) == (2, "")
+    for other, said in (
+        ({"max_drop_points": 0.01}, "no number of passes is likely to be shown within the limits on 2,000 faces"),
+        ({"max_passes": 3}, "4 passes are needed for the limits; allowed are 3"),
+        ({"max_latency_ms": 3.5}, "4 passes are needed for the limits, and a call would take 4 ms; allowed are 3.5"),
+    ):
+        index, why = likeliest(candidates, goals.model_copy(update=other), 2000, lambda passes: 1.0 * passes)
+        assert index is None
+        assert why == said
+
+
+def test_throughput_is_time_that_a_call_may_take():
+    assert planning._per_call(Goals(min_throughput=100), 16).max_latency_ms == 160
+    assert planning._per_call(Goals(min_throughput=100, max_latency_ms=50), 16).max_latency_ms == 50
+    assert planning._per_call(Goals(), 16).max_latency_ms is None
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "differ", "goals", "verdict"),
+    [
+        (2, 2, 6, {}, "certified"),
+        (0, 12, 20, {}, "not enough evidence"),
+        (0, 60, 70, {}, "failed"),
+        (2, 2, 30, {"max_disagreement_pct": 1.0}, "not enough evidence"),
+        (2, 2, 90, {"max_disagreement_pct": 1.0}, "failed"),
+    ],
+)
+def test_verdicts_are_passed_by_bounds(gained, lost, differ, goals, verdict):
+    found, reasons = planning._judged(comparison(3000, gained, lost, differ), Goals(**goals))
+    assert found == verdict
+    assert bool(reasons) == (verdict != "certified")
+
+
+@pytest.fixture(scope="module")
+def made(bundle, run_dir, tmp_path_factory) -> tuple[Path, Plan]:
+    """A plan of the tiny bundle, with one engine and wide limits."""
+    folder = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        from rich.console import Console
+
+        plan = planning.make_plan(
+            bundle,
+            folder / "tiny",
+            Goals(max_drop_points=20),
+            engines=["onnxruntime"],
+            precisions=["fp32"],
+            rounds=5,
+            console=Console(quiet=True),
+        )
+    return folder / "tiny", plan
+
+
+@pytest.mark.slow
+def test_a_plan_is_made_confirmed_and_written(made):
+    folder, plan = made
+    assert Plan.parse_json(folder / "plan.json") == plan
+    assert plan.is_intact()
+    assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "plan.md", "plan.png"]
+    assert plan.verdict == "certified"
+    assert plan.chosen is not None
+    assert (plan.engine, plan.precision) == ("onnxruntime", "fp32")
+    passes = plan.candidates[plan.chosen].passes
+    fast = {one.passes: one for one in plan.timings}
+    assert set(fast) == {1, passes, 32}
+    assert fast[passes].times_full.value > 1.5
+    text = (folder / "plan.md").read_text()
+    assert "verdict: certified" in text
+    assert f"{passes} passes by onnxruntime-fp32" in text
+    assert (folder / "plan.png").read_bytes()[:4] == b"\x89PNG"
+    assert plan.confirmation.faces == 210
+    assert plan.shrinkage_points == pytest.approx(
+        plan.candidates[plan.chosen].selection.gain_points.value - plan.confirmation.gain_points.value, abs=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_a_plan_is_built(made, run_dir, call, tmp_path):
+    folder, plan = made
+    code, out, err = call("build", run_dir, "-o", tmp_path / "x", "--plan", folder / "plan.json", "--max-batch", 64)
+    assert code == 0, out + err
+    manifest = Bundle.open(tmp_path / "x").manifest
+    assert manifest.choice == plan.choice
+    assert list(manifest.graphs) == ["fp32"]
+    assert manifest.passes_a_face == plan.candidates[plan.chosen].passes
+
+
+@pytest.mark.slow
+def test_plans_that_cannot_be_built_are_told(made, run_dir, call, tmp_path):
+    folder, plan = made
+    code, _, err = call("build", run_dir, "-o", tmp_path / "x", "--plan", folder / "plan.json", "--view", "flip")
+    assert code == 2
+    assert "found --plan, and passes besides it" in err
+    changed = tmp_path / "changed.json"
+    changed.write_text((folder / "plan.json").read_text().replace('"batch": 16', '"batch": 17'))
+    none = tmp_path / "none.json"
+    update = {"chosen": None, "engine": None, "precision": None, "confirmation": None, "reasons": ("too few",)}
+    none.write_text(plan.model_copy(update=update).sealed().to_json())
+    others = tmp_path / "others.json"
+    others.write_text(plan.model_copy(update={"members": dict.fromkeys(plan.members, "0" * 64)}).sealed().to_json())
+    for file, said in (
+        (changed, "was changed after it was written"),
+        (none, "chose nothing: too few"),
+        (others, "is a plan for other members than those in"),
+        (tmp_path / "missing.json", "cannot be read"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            planning.planned(file, run_dir)
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_found_and_what_comes_next(made, bundle, call, monkeypatch):
+    folder, plan = made
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: plan)
+    code, out, err = call("plan", bundle.path, "-o", folder)
+    assert code == 0, err
+    assert "verdict: certified" in out
+    assert f"next: emoexport build --plan {folder}/plan.json" in out
+    none = plan.model_copy(
+        update={"chosen": None, "confirmation": None, "verdict": "not enough evidence", "reasons": ("too few faces",)}
+    )
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: none)
+    code, out, _ = call("plan", bundle.path, "-o", folder)
+    assert code == 6
+    assert "verdict: not enough evidence: too few faces." in out
+    assert "next:" not in out
+
+
+def test_what_a_plan_refuses(bundle, call, tmp_path):
+    code, _, err = call("plan", bundle.path, "--batch", "65", "-o", tmp_path / "x")
+    assert code == 2
+    assert "found --batch 65;" in err
+
+
+def test_costs_lie_on_a_line():
+    samples = {
+        "a full": np.full(5, 82.0),
+        "a one": np.full(5, 3.0),
+        "b full": np.full(5, 42.0),
+        "b one": np.full(5, 5.0),
+    }
+    costs = planning._costs(samples, 80, 1)
+    assert costs.milliseconds(1) == ("a", pytest.approx(3.0))
+    assert costs.milliseconds(80) == ("b", pytest.approx(42.0))
+    assert costs.milliseconds(2)[1] == pytest.approx(4.0)
