@@ -19,7 +19,7 @@ from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.engines.machine import describe_machine, machine_state
 from emoexport.engines.others import BUSY_CORES
 from emoexport.engines.timing import UNSTABLE_PCT
-from emoexport.errors import BadBundle, MissingRuntime, UsageError
+from emoexport.errors import MissingRuntime, UsageError
 from emoexport.fold import Fold
 from emoexport.footprint import footprints
 from emoexport.gemm_peak import gemm_peaks
@@ -114,9 +114,8 @@ def bench(
         console: where progress is shown.
 
     Raises:
-        UsageError: if there is no such device, or an engine is of the other.
+        UsageError: if there is no such device, an engine is of the other, or a batch is larger than the bundle takes.
         MissingRuntime: if there is no such device here.
-        BadBundle: if a batch is larger than the bundle takes.
     """
     _require_device_of(device, engines)
     if device == "cuda":
@@ -188,9 +187,9 @@ def _sizes(bundle: Bundle, asked: Sequence[int] | None) -> list[int]:
     most = bundle.manifest.max_batch
     sizes = [*asked] if asked else [1 << power for power in range(most.bit_length())]
     if min(sizes) < 1 or max(sizes) > most:
-        raise BadBundle(
-            f"batches are {sizes}; {bundle.path} takes 1 to {most} faces in a call.",
-            hint="emoexport build --max-batch N",
+        raise UsageError(
+            f"found batches of {', '.join(map(str, sizes))}; {bundle.path} takes 1 to {most} faces in a call.",
+            hint=f"--batch {most}, or emoexport build --max-batch N",
         )
     return sizes
 

@@ -72,7 +72,7 @@ def bench(
         speed_markdown,
         speed_table,
     )
-    from emoexport.throughput import SpeedReport, changes, lost_engines  # noqa: PLC0415
+    from emoexport.throughput import SpeedReport, changes, lost_engines, unlike  # noqa: PLC0415
 
     console = console_of(stderr=markdown or csv)
     earlier = None if compare is None else SpeedReport.parse_json(compare)
@@ -106,6 +106,8 @@ def bench(
         reports = path / "reports"
         console.print(f"reports: {reports / 'bench.md'}, {reports / 'bench.json'}", highlight=False, soft_wrap=True)
     found = changes(report, earlier) if earlier is not None else []
+    for note in unlike(report, earlier) if earlier is not None else []:
+        console_of(stderr=True).print(note, style="yellow", highlight=False, soft_wrap=True)
     if found:
         print_table(console_of(stderr=markdown or csv), f"against {compare}", changes_table(found))
     if not (markdown or csv):

@@ -41,7 +41,7 @@ class Choice(Record):
             )
         if passes:
             return cls(passes={_pass_name(name): weight for name, weight in _weights("--pass", passes).items()})
-        numbers = {_number(name): weight for name, weight in _weights("--member", members).items()}
+        numbers = {_number(name, f"--member {name}"): weight for name, weight in _weights("--member", members).items()}
         if len(numbers) < len(members):
             raise UsageError("--member names one member twice; needed is each once.", hint="--member 1 --member 2=0.5")
         return cls(members=numbers, views=_weights("--view", views))
@@ -146,7 +146,7 @@ def _pass_name(name: str) -> str:
     number, colon, view = name.partition(":")
     if not colon or not view:
         raise UsageError(f"--pass {name}: needed are a member's number and a view.", hint="--pass 1:identity=2")
-    return f"{_number(number)}:{view}"
+    return f"{_number(number, f'--pass {name}')}:{view}"
 
 
 def _member_and_view(name: str) -> tuple[int, str]:
@@ -154,8 +154,8 @@ def _member_and_view(name: str) -> tuple[int, str]:
     return int(number), view
 
 
-def _number(name: str) -> int:
+def _number(name: str, option: str) -> int:
     try:
         return int(name)
     except ValueError as err:
-        raise UsageError(f"'{name}' is no number of a member.", hint="--member 1 is the first") from err
+        raise UsageError(f"{option}: '{name}' is no number of a member.", hint="--member 1 is the first") from err

@@ -1,5 +1,6 @@
 """Answers of engines and reference, kept to be judged again without running anything; no picture is among them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class SavedAnswers:
         }
         for name, outcome in {**self.answers, _REFERENCE: self.reference}.items():
             arrays |= {f"{name}/{field}": column for field, column in outcome._asdict().items()}
+        arrays["sha256"] = np.array(_digest_of(arrays))
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -61,6 +63,8 @@ class SavedAnswers:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
+            if "sha256" in arrays and str(arrays["sha256"]) != _digest_of(arrays):
+                raise BadData(f"{path} was changed after it was written.", hint=hint)
             facts = VerifyFacts.parse(json.loads(arrays["facts"].tobytes()), source=str(path), error=BadData)
             found = cls(
                 facts=facts,
@@ -93,6 +97,15 @@ class SavedAnswers:
         )
         if not is_whole:
             raise BadData(f"{path} holds other arrays than of {faces:,} faces and {emotions} emotions.")
+
+
+def _digest_of(arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """SHA-256 of all other arrays, with their names and types."""
+    digest = hashlib.sha256()
+    for name in sorted(set(arrays) - {"sha256"}):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def _outcome(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Outcome:

@@ -15,7 +15,17 @@ from emoexport.engines.timing import (
     Ratio,
 )
 
-__all__ = ["REFERENCE", "Change", "EngineSpeed", "Planned", "SpeedReport", "best_of", "changes", "lost_engines"]
+__all__ = [
+    "REFERENCE",
+    "Change",
+    "EngineSpeed",
+    "Planned",
+    "SpeedReport",
+    "best_of",
+    "changes",
+    "lost_engines",
+    "unlike",
+]
 
 REFERENCE = "torch-fp32"
 """What the loop of `TorchEngine` is called."""
@@ -112,6 +122,18 @@ class Change(Record):
     def is_faster(self) -> bool:
         """The other way round."""
         return self.now.low > self.before.high
+
+
+def unlike(now: SpeedReport, before: SpeedReport) -> list[str]:
+    """What else differs between two reports than time, a sentence each: ratios then compare other things."""
+    found = []
+    if now.bundle_digest != before.bundle_digest:
+        found.append("The earlier report is of another bundle.")
+    for name in ("processor", "gpu"):
+        here, there = now.machine.get(name, "none"), before.machine.get(name, "none")
+        if here != there:
+            found.append(f"The earlier report is of another machine: its {name} was {there}; here is {here}.")
+    return found
 
 
 def lost_engines(now: SpeedReport, before: SpeedReport) -> list[str]:

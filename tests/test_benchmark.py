@@ -32,7 +32,7 @@ from emoexport.outcome import Outcome
 from emoexport.reference import Reference
 from emoexport.rivals import RIVALS, PlainRival, Rival, RivalEngine, export_plain, rivals_for
 from emoexport.speed_tables import speed_csv, speed_markdown
-from emoexport.throughput import EngineSpeed, SpeedReport, best_of, changes, lost_engines
+from emoexport.throughput import EngineSpeed, SpeedReport, best_of, changes, lost_engines, unlike
 from emoexport.views import VIEWS, views_named
 
 no_gpu = pytest.mark.skipif(bool(find_cuda().devices), reason="there is a CUDA device")
@@ -510,6 +510,11 @@ def test_engines_that_are_lost_since():
     before = report(speed((3.0, 2.8, 3.2)), speed((3.0, 2.8, 3.2), "openvino-fp32"), speed((2, 1, 3), "x-fp32", 64))
     assert lost_engines(report(speed((3.0, 2.8, 3.2))), before) == ["openvino-fp32"]  # none were timed at 64
     assert lost_engines(before, before) == []
+    assert unlike(before, before) == []
+    other = before.model_copy(update={"bundle_digest": "another", "machine": before.machine | {"processor": "a Z80"}})
+    told = unlike(before, other)
+    assert told[0] == "The earlier report is of another bundle."
+    assert "its processor was a Z80; here is " in told[1]
 
 
 def test_the_command_fails_where_an_engine_became_slower(bundle, call, small_peak, tmp_path):

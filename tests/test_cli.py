@@ -151,7 +151,7 @@ MISTAKES = [
     ("verify {bundle} --engine inductor", 4, "error: {bundle} has no engine for inductor, which takes fp32, bf16."),
     ("verify {bundle} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
     ("verify {bundle} --run no/such/run", 4, "error: the training run of {bundle} is not at no/such/run"),
-    ("bench {bundle} --batch 1000", 4, "error: batches are [1000]"),
+    ("bench {bundle} --batch 1000", 2, "error: found batches of 1000; {bundle} takes 1 to 64 faces in a call."),
     ("bench {bundle} --device tpu", 2, "error: 'tpu' is no device; known are cpu, cuda."),
     ("bench {bundle} --device cuda --engine openvino", 2, "error: OpenVINO runs on cpu, and the reference was to run"),
     ("cube no/such/bundle", 4, "error: no/such/bundle is no bundle"),

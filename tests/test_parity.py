@@ -192,7 +192,7 @@ def test_saved_answers_are_judged_again_by_other_limits(verified, call, tmp_path
     assert json.loads((copy / "reports/parity.json").read_text())["limits"]["max_drop_points"] == 0.5
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "other", "text", "uneven", "fields"])
+@pytest.mark.parametrize("how", ["missing", "cut", "other", "text", "uneven", "fields", "edited"])
 def test_what_is_no_saved_answer(verified, tmp_path, how):
     content = (verified[0].path / certification.ANSWERS).read_bytes()
     path = tmp_path / "answers.npz"
@@ -202,15 +202,18 @@ def test_what_is_no_saved_answer(verified, tmp_path, how):
         path.write_text("no archive")
     elif how == "other":
         np.savez(path, faces=np.zeros(3))
-    elif how in ("uneven", "fields"):
+    elif how in ("uneven", "fields", "edited"):
         with np.load(verified[0].path / certification.ANSWERS) as archive:
             arrays = dict(archive)
         if how == "uneven":
             arrays["truth"] = arrays["truth"][:-1]
+        elif how == "edited":
+            arrays["truth"] = (arrays["truth"] + 1) % 7
         else:
             arrays["facts"] = np.frombuffer(b'{"schema": 9}', dtype=np.uint8)
+            del arrays["sha256"]
         np.savez(path, **arrays)
-    with pytest.raises(BadData, match=r"answers\.npz"):
+    with pytest.raises(BadData, match="was changed after" if how in ("uneven", "edited") else r"answers\.npz"):
         certification.judge_again(path, Limits())
 
 
