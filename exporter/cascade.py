@@ -21,15 +21,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.special import expit
 
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.errors import BadInput, UsageError
+from emoexport.margin import RiskModel, decision_margin, with_offsets
 from emoexport.outcome import Outcome
 from emoexport.settled import OPEN, settled
 
-__all__ = ["Cascade", "CascadeRun", "Paths", "RiskModel", "Stage", "StageAnswer", "decision_margin", "with_offsets"]
+__all__ = ["Cascade", "CascadeRun", "Paths", "Stage", "StageAnswer"]
 
 FloatArray = NDArray[np.floating]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -39,21 +39,6 @@ _SCORES_AT_ONCE = 4_000_000
 
 # How far from 1 weights may sum: they are divided by their sum, and no more exact than that.
 _ROUNDING = 1e-9
-
-
-class RiskModel(Record):
-    """How probable it is that the full vote decides otherwise: logistic in the logarithm of the margin."""
-
-    intercept: float = Field(allow_inf_nan=False)
-    slope: float = Field(le=0, allow_inf_nan=False)
-    """0 or less: a wider margin is never riskier."""
-    floor: float = Field(default=1e-3, gt=0)
-    """Added to the margin, so that one of 0 has a logarithm."""
-
-    def risk(self, margin: FloatArray) -> NDArray[np.float64]:
-        """Of margins in [0, 1], risks in [0, 1] of the same shape."""
-        found: NDArray[np.float64] = expit(self.intercept + self.slope * np.log(margin + self.floor))
-        return found
 
 
 class Stage(Record):
@@ -100,12 +85,9 @@ class Paths(NamedTuple):
 
     def leaving(self, threshold: float | None) -> NDArray[np.int64]:
         """The stage at which each face leaves, `(N,)`; the last one for all where the threshold is None."""
-        last = len(self.risks) - 1
         if threshold is None:
-            return np.full(self.risks.shape[1], last)
-        leaves = self.risks <= threshold
-        leaves[last] = True
-        stage: NDArray[np.int64] = leaves.argmax(axis=0)
+            return np.full(self.risks.shape[1], len(self.risks) - 1)
+        stage: NDArray[np.int64] = (self.risks <= threshold).argmax(axis=0)
         return stage
 
     def labels_at(self, stage: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -267,51 +249,6 @@ class Cascade(Record):
             raise BadInput(
                 f"found scores of the shape {np.shape(scores)}; needed is (faces, {', '.join(map(str, needed))})."
             )
-
-
-def with_offsets(probabilities: NDArray[np.float64], offsets: tuple[float, ...]) -> NDArray[np.float64]:
-    """Probabilities `(N, L)` after offsets to their logarithms; rows sum to 1."""
-    if not offsets:
-        return probabilities
-    shifted = probabilities * np.exp(np.array(offsets) - max(offsets))
-    scaled: NDArray[np.float64] = shifted / np.maximum(shifted.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-    return scaled
-
-
-def decision_margin(probabilities: FloatArray, decision: Decision) -> NDArray[np.float64]:
-    """How far a vote is from one with another label.
-
-    Without rules, the lead of the most probable emotion over the next. With them, the least distance of calibrated
-    probabilities to where a rule turns: the thresholds of the label and of those more probable (of all, where none
-    reaches its own), and the margin of the pair.
-
-    Args:
-        probabilities: the vote, `(N, L)`.
-        decision: the rules.
-
-    Returns:
-        float64 `(N,)` in [0, 1].
-    """
-    calibrated = decision.calibrate(probabilities).astype(np.float64)
-    rows = np.arange(len(calibrated))
-    label = decision.decide(probabilities).label
-    own = calibrated[rows, label]
-    others = np.array(calibrated)
-    others[rows, label] = -1.0
-    second = others.argmax(axis=1)
-    lead = own - others[rows, second]
-    margin = np.abs(lead)
-    for leader, runner_up, ahead in ((label, second, lead), (second, label, -lead)):
-        pair = decision.margin_array[leader, runner_up].astype(np.float64)
-        margin = np.minimum(margin, np.where(np.isfinite(pair), np.abs(ahead - pair), np.inf)) if pair.size else margin
-    thresholds = decision.threshold_array.astype(np.float64)
-    if (thresholds > 0).any():
-        nobody = ~(calibrated >= thresholds).any(axis=1, keepdims=True)
-        counts = (thresholds > 0) & ((calibrated >= own[:, None]) | nobody)
-        distance = np.where(counts, np.abs(calibrated - thresholds), np.inf)
-        margin = np.minimum(margin, distance.min(axis=1))
-    clipped: NDArray[np.float64] = np.clip(margin, 0.0, 1.0)
-    return clipped
 
 
 def _check_stage(stage: Stage, passes: int, labels: int, needs_risk: bool) -> None:

@@ -141,6 +141,11 @@ class Cube:
         labels = _array(path / _LABELS_FILE, np.int64, record.shape[:1], sha256=record.labels_sha256, hint=again)
         return cls(path=path, record=record, scores=scores, labels=labels)
 
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Of each pass in the bundle's vote, float64 `(K, V)`, sum 1."""
+        return self._shares(None, None, None)
+
     def vote(
         self,
         members: Sequence[int] | None = None,

@@ -8,11 +8,13 @@ from pydantic import ValidationError
 from scipy.special import softmax
 from vote_cubes import decisions, vote_cube
 
-from emoexport.cascade import Cascade, RiskModel, decision_margin
-from emoexport.cascade_fit import fit_cascade, fit_offsets, fit_risk, order_passes, predicting_weights
+from emoexport.cascade import Cascade
+from emoexport.cascade_fit import fit_cascade
 from emoexport.decision import Decision, PairRule
 from emoexport.errors import BadInput, UsageError
 from emoexport.labels import EMOTIONS
+from emoexport.margin import RiskModel, decision_margin
+from emoexport.vote_prediction import fit_offsets, fit_risk, order_passes, predicting_weights
 
 RULES = Decision(
     temperature=0.8,
@@ -68,6 +70,21 @@ def test_without_a_threshold_every_face_gets_the_full_vote(decision):
     wanted = decision.decide(share[chosen] @ flat[:, chosen].astype(np.float64))  # as `Cube.vote` sums it
     for found, needed in zip(run.outcome, wanted, strict=True):
         assert np.array_equal(found, needed)
+
+
+def test_ties_of_the_full_vote_are_broken_as_the_full_vote_breaks_them():
+    """Two emotions that get the same probabilities from other passes: which is ahead is a matter of rounding."""
+    rng = np.random.default_rng(4)
+    scores = np.full((600, 3, 4, 7), 0.02, dtype=np.float32)
+    scores[..., 0] = rng.uniform(0.3, 0.5, size=(600, 3, 4))
+    scores[..., 1] = rng.permuted(scores[..., 0].reshape(600, 12), axis=1).reshape(600, 3, 4)
+    wanted = full_labels(scores, Decision())
+    assert 0.1 < wanted.mean() < 0.9
+    cascade = fit_cascade(SCORES, decision=Decision(), sizes=(1, 3))
+    assert cascade.order(2) != tuple(sorted(cascade.order(2)))
+    assert np.array_equal(cascade.run(scores).outcome.label, wanted)
+    exact = fit_cascade(SCORES, decision=Decision(), rule="exact")
+    assert np.array_equal(exact.run(scores).outcome.label, wanted)
 
 
 def test_a_session_with_numpy_alone_gets_what_run_gets():

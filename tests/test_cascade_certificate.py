@@ -76,7 +76,7 @@ def test_the_accuracy_certified_holds(faces, about):
 
 
 def test_taking_the_best_of_many_tests_is_wrong():
-    """Twenty settings, each a little too risky and each with its own luck: the order protects, a bound each does not."""
+    """Twenty settings, each a little too risky and each with luck of its own: an order protects, bounds do not."""
     rng = np.random.default_rng(5)
     faces, epsilon, settings = 1000, 0.02, 20
     counts = rng.binomial(faces, 1.001 * epsilon, size=(DRAWS, settings))
@@ -203,6 +203,7 @@ def test_drift_with_too_little_to_compare():
     assert (few.p_value, few.drifted) == (1.0, False)
     assert "too few" in few.sentence
     assert exit_drift([0, 0, 900], [0, 0, 300]).p_value == 1
+    assert exit_drift([900, 60, 40], [90, 6, 4]).groups == 2  # 4 are expected at the last stage, too few
     for calibrated, used in (([1, 2], [1, 2, 3]), ([5, -1], [1, 1]), ([0, 0], [1, 1]), ([], [])):
         with pytest.raises(BadInput, match="as many of both"):
             exit_drift(calibrated, used)
