@@ -13,6 +13,7 @@ from emoexport.cascade import Cascade, Stage
 from emoexport.decision import Decision
 from emoexport.errors import BadInput, UsageError
 from emoexport.margin import decision_margin, with_offsets
+from emoexport.settled import SUM_SLACK
 from emoexport.vote_prediction import OFFSET_PENALTY, fit_offsets, fit_risk, order_passes, predicting_weights
 
 __all__ = ["STAGE_SIZES", "fit_cascade"]
@@ -56,58 +57,58 @@ def fit_cascade(
         The cascade. By `exact` it is ready; otherwise it has no threshold yet: `certify` finds it.
 
     Raises:
-        BadInput: if scores or labels are of another shape, or not finite.
+        BadInput: if scores are no probabilities or of another shape, or labels are not as many or no labels.
         UsageError: if weights, sizes or offsets make no sense.
     """
     scores = _checked_scores(scores, decision)
     full = _normalised(weights, scores.shape[1:3])
     if offsets and rule != "accuracy":
         raise UsageError(f"offsets are fitted to true labels; the rule '{rule}' is about the full vote's.")
-    if offsets and (labels is None or len(labels) != len(scores)):
-        raise BadInput(
-            f"found {0 if labels is None else len(labels)} labels; offsets need one for each of {len(scores)} faces."
-        )
-    voting = np.argwhere(full > 0)
+    if offsets:
+        _check_labels(labels, len(scores), scores.shape[-1])
     if rule == "exact":
         return _exact_cascade(full, decision)
-    if not sizes or any(size < 1 for size in sizes) or sorted(set(sizes)) != list(sizes):
+    if not sizes or min(sizes) < 1 or sorted(set(sizes)) != list(sizes):
         raise UsageError(
             f"found stages of {', '.join(map(str, sizes)) or 'no'} passes; needed are rising numbers from 1."
         )
-    cuts = [size for size in sizes if size < len(voting)]
+    cuts = [size for size in sizes if size < np.count_nonzero(full)]
     gram = _gram(scores)
     order = order_passes(gram, full.ravel(), max(cuts, default=0))
-    target = _weighted(scores, full)
     truth = labels if offsets else None
-    reference = target if truth is None else with_offsets(target, fit_offsets(target, truth, penalty=offset_penalty))
-    aim = decision.decide(reference).label
+    aim = _predict(_vote(scores, full), truth, decision, offset_penalty)[2]
+    flat = scores.reshape(len(scores), full.size, -1)
     stages = []
-    flat = scores.reshape(len(scores), -1, scores.shape[-1])
     for before, size in zip([0, *cuts], cuts, strict=False):
-        chosen = order[:size]
-        share = predicting_weights(gram, full.ravel(), chosen)
-        predicted = share @ flat[:, chosen].astype(np.float64)
-        shift = () if truth is None else fit_offsets(predicted, truth, penalty=offset_penalty)
-        predicted = with_offsets(predicted, shift)
-        differs = decision.decide(predicted).label != aim
+        share = predicting_weights(gram, full.ravel(), order[:size])
+        predicted = share @ flat[:, order[:size]].astype(np.float64)
+        shift, predicted, label = _predict(predicted, truth, decision, offset_penalty)
         stages.append(
             Stage(
-                passes=_pairs(chosen[before:], full.shape),
+                passes=_pairs(order[before:size], full.shape),
                 weights=tuple(share.tolist()),
                 offsets=shift,
-                risk=fit_risk(decision_margin(predicted, decision), differs),
+                risk=fit_risk(decision_margin(predicted, decision), label != aim),
             )
         )
-    return Cascade(
-        weights=_table(full), decision=decision, rule=rule, stages=(*stages, _last(full, order[: max(cuts, default=0)]))
-    )
+    return Cascade(weights=_table(full), decision=decision, rule=rule, stages=(*stages, _last(full, order)))
+
+
+def _predict(
+    predicted: NDArray[np.float64], truth: NDArray[np.int64] | None, decision: Decision, penalty: float
+) -> tuple[tuple[float, ...], NDArray[np.float64], NDArray[np.int64]]:
+    """Offsets, if there are true labels to fit them to, the prediction with them, and its labels."""
+    shift = () if truth is None else fit_offsets(predicted, truth, penalty=penalty)
+    shifted = with_offsets(predicted, shift)
+    return shift, shifted, decision.decide(shifted).label
 
 
 def _exact_cascade(full: NDArray[np.float64], decision: Decision) -> Cascade:
-    """The heaviest passes first; no face is settled before the passes so far weigh as much as those that remain."""
+    """The heaviest passes first, and a stage after each at which a face could be settled."""
     order = [int(one) for one in np.argsort(-full.ravel(), kind="stable") if full.ravel()[one] > 0]
-    summed = np.cumsum(full.ravel()[order])
-    first = min(int(np.searchsorted(summed, 0.5)), len(order) - 1)
+    # A lead cannot be safe before half of the weight has spoken; only thresholds can bar the others earlier.
+    half = 0 if decision.thresholds else int(np.searchsorted(np.cumsum(full.ravel()[order]), 0.5))
+    first = min(half, len(order) - 1)
     stages = []
     for start, stop in zip([0, *range(first + 1, len(order) - 1)], range(first + 1, len(order)), strict=False):
         stages.append(
@@ -144,7 +145,7 @@ def _chunks(scores: FloatArray) -> range:
     return range(0, len(scores), max(1, _SCORES_AT_ONCE // int(np.prod(scores.shape[1:]))))
 
 
-def _weighted(scores: FloatArray, full: NDArray[np.float64]) -> NDArray[np.float64]:
+def _vote(scores: FloatArray, full: NDArray[np.float64]) -> NDArray[np.float64]:
     chosen = np.flatnonzero(full)
     flat = scores.reshape(len(scores), full.size, -1)
     steps = _chunks(scores)
@@ -171,9 +172,19 @@ def _checked_scores(scores: FloatArray, decision: Decision) -> FloatArray:
             f"found scores of the shape {scores.shape}; needed is (faces, members, views, {len(decision.labels)}), "
             "with 1 face or more."
         )
-    if not np.isfinite(scores).all():
-        raise BadInput("found scores that are not finite; needed are probabilities.")
+    low, high = scores.min(), scores.max()
+    if not (low >= 0 and high <= 1 + SUM_SLACK):
+        raise BadInput(f"found scores from {low:g} to {high:g}; needed are probabilities.")
     return scores
+
+
+def _check_labels(labels: NDArray[np.int64] | None, faces: int, emotions: int) -> None:
+    found = np.zeros(0, dtype=np.int64) if labels is None else np.asarray(labels)
+    if found.shape != (faces,) or not ((found >= 0) & (found < emotions)).all():
+        raise BadInput(
+            f"found {found.size} labels from {found.min(initial=0)} to {found.max(initial=0)}; offsets need one for "
+            f"each of {faces} faces, from 0 to {emotions - 1}."
+        )
 
 
 def _normalised(weights: FloatArray | None, shape: tuple[int, ...]) -> NDArray[np.float64]:

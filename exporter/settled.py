@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emoexport.decision import Decision
 
-__all__ = ["OPEN", "settled"]
+__all__ = ["OPEN", "SLACK", "SUM_SLACK", "settled"]
 
 OPEN = -1
 """Stands where a label would, for a face that is not settled."""

@@ -50,6 +50,14 @@ def test_the_exact_rule_never_decides_otherwise_than_the_full_vote(decision, see
     assert np.array_equal(run.outcome.label, full_labels(scores, decision, weights))
 
 
+def test_thresholds_may_settle_a_decision_before_half_of_the_weight_has_spoken():
+    bars = Decision(thresholds=dict.fromkeys(EMOTIONS[1:], 0.95))
+    scores = np.full((1, 3, 4, 7), 1 / 7, dtype=np.float32)
+    run = fit_cascade(scores, decision=bars, rule="exact").run(scores)
+    assert run.outcome.label.tolist() == [0]
+    assert run.passes.tolist() == [1]  # the 11 of 12 that remain bring no other above 0.93
+
+
 def test_the_exact_rule_saves_passes():
     run = fit_cascade(SCORES, decision=Decision(), rule="exact").run(MORE_SCORES)
     assert 6 < run.passes.mean() < 11
@@ -223,8 +231,9 @@ def test_bad_calls_are_refused():
         cascade.answer(3, SCORES[:, 0])
     with pytest.raises(BadInput, match="1 face or more"):
         fit_cascade(SCORES[:0], decision=Decision())
-    with pytest.raises(BadInput, match="not finite"):
-        fit_cascade(np.full_like(SCORES, np.inf), decision=Decision())
+    for wrong in (np.inf, np.nan, -0.1, 1.1):
+        with pytest.raises(BadInput, match="needed are probabilities"):
+            fit_cascade(np.full_like(SCORES, wrong), decision=Decision())
     with pytest.raises(UsageError, match="weights of the shape"):
         fit_cascade(SCORES, weights=np.zeros((3, 4)), decision=Decision())
     with pytest.raises(UsageError, match="rising"):
@@ -233,6 +242,8 @@ def test_bad_calls_are_refused():
         fit_cascade(SCORES, TRUTH, decision=Decision(), offsets=True)
     with pytest.raises(BadInput, match="0 labels"):
         fit_cascade(SCORES, decision=Decision(), rule="accuracy", offsets=True)
+    with pytest.raises(BadInput, match="from 0 to 7; offsets need one for each of 1500 faces, from 0 to 6"):
+        fit_cascade(SCORES, np.arange(1500) % 8, decision=Decision(), rule="accuracy", offsets=True)
 
 
 def test_one_pass_needs_no_early_stage():
