@@ -50,7 +50,8 @@ def fit_cascade(
             that are not below the number of passes of the full vote are left out. The rule `exact` takes no notice:
             it has a stage after each pass from the first on at which a face could be settled.
         offsets: whether predictions get offsets fitted to the true labels; only for the rule `accuracy`, since they
-            mend what the full vote gets wrong, and `agreement` is with the full vote.
+            mend what the full vote gets wrong, and `agreement` is with the full vote. They fade with the weight of
+            the passes that remain.
         offset_penalty: how strongly offsets are drawn to 0.
 
     Returns:
@@ -76,31 +77,28 @@ def fit_cascade(
     gram = _gram(scores)
     order = order_passes(gram, full.ravel(), max(cuts, default=0))
     truth = labels if offsets else None
-    aim = _predict(_vote(scores, full), truth, decision, offset_penalty)[2]
+    vote = _vote(scores, full)
+    full_shift = () if truth is None else fit_offsets(vote, truth, penalty=offset_penalty)
     flat = scores.reshape(len(scores), full.size, -1)
     stages = []
     for before, size in zip([0, *cuts], cuts, strict=False):
         share = predicting_weights(gram, full.ravel(), order[:size])
         predicted = share @ flat[:, order[:size]].astype(np.float64)
-        shift, predicted, label = _predict(predicted, truth, decision, offset_penalty)
+        # The full vote has no offsets: they fade with the weight that remains, so that no stage breaks with the last.
+        remaining = 1 - float(full.ravel()[order[:size]].sum())
+        shift = () if truth is None else fit_offsets(predicted, truth, penalty=offset_penalty)
+        shift = tuple(remaining * one for one in shift)
+        predicted = with_offsets(predicted, shift)
+        aim = decision.decide(with_offsets(vote, tuple(remaining * one for one in full_shift))).label
         stages.append(
             Stage(
                 passes=_pairs(order[before:size], full.shape),
                 weights=tuple(share.tolist()),
                 offsets=shift,
-                risk=fit_risk(decision_margin(predicted, decision), label != aim),
+                risk=fit_risk(decision_margin(predicted, decision), decision.decide(predicted).label != aim),
             )
         )
     return Cascade(weights=_table(full), decision=decision, rule=rule, stages=(*stages, _last(full, order)))
-
-
-def _predict(
-    predicted: NDArray[np.float64], truth: NDArray[np.int64] | None, decision: Decision, penalty: float
-) -> tuple[tuple[float, ...], NDArray[np.float64], NDArray[np.int64]]:
-    """Offsets, if there are true labels to fit them to, the prediction with them, and its labels."""
-    shift = () if truth is None else fit_offsets(predicted, truth, penalty=penalty)
-    shifted = with_offsets(predicted, shift)
-    return shift, shifted, decision.decide(shifted).label
 
 
 def _exact_cascade(full: NDArray[np.float64], decision: Decision) -> Cascade:

@@ -183,6 +183,19 @@ def test_offsets_find_what_was_shifted():
     assert np.abs(shrunk).max() < 0.5 * np.abs(found).max()
 
 
+def test_offsets_fade_towards_the_full_vote():
+    """Faces of one emotion are rare where the offsets are fitted, so those of early stages hold it back."""
+    kept = (TRUTH != 3) | (np.arange(len(TRUTH)) % 5 == 0)
+    cascade = fit_cascade(
+        SCORES[kept], TRUTH[kept], decision=Decision(), rule="accuracy", sizes=(1, 3, 6, 11), offsets=True
+    )
+    held_back = [stage.offsets[3] - np.mean(stage.offsets) for stage in cascade.stages[:-1]]
+    assert held_back[0] < -0.2
+    assert held_back == sorted(held_back)
+    assert -0.1 < held_back[-1] < 0
+    assert cascade.stages[-1].offsets == ()
+
+
 def test_the_risk_is_found_and_never_rises_with_the_margin():
     rng = np.random.default_rng(6)
     planted = RiskModel(intercept=-4.0, slope=-1.2)

@@ -75,7 +75,7 @@ def exact(split: Split, decision: Decision) -> float:
 def main() -> None:
     """Read, certify, print a table and one line of JSON."""
     validation, test = (Cube.open(Path(name)) for name in sys.argv[1:3])
-    count = int(sys.argv[3]) if len(sys.argv) > 3 else 20
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 40
     decision = Decision(labels=test.record.labels)
     found: dict[str, list[float]] = {}
     for split in splits(validation, test, count):
