@@ -133,6 +133,8 @@ def test_margins_are_distances_to_another_label():
     assert decision_margin(vote, pair) == pytest.approx([0.02, 0.1])
     nobody = Decision(thresholds=dict.fromkeys(EMOTIONS, 0.55))
     assert decision_margin(vote, nobody) == pytest.approx([0.05, 0.1])
+    next_in_line = Decision(thresholds={**dict.fromkeys(EMOTIONS, 0.9), "disgust": 0.32})
+    assert decision_margin(vote, next_in_line)[0] == pytest.approx(0.02)
 
 
 @settings(max_examples=100, deadline=None)
