@@ -121,6 +121,7 @@ def test_votes_of_subsets_and_weights_are_weighted_means(at_once, scored, monkey
         assert found.dtype == np.float64
         assert np.abs(found - wanted).max() < 1e-12, chosen
     assert np.array_equal(scored.pass_labels(), scores.argmax(axis=-1))
+    assert scored.weights == pytest.approx(np.full((2, 16), 1 / 32))
 
 
 @pytest.mark.parametrize(
