@@ -96,9 +96,8 @@ def _draw_front(axes: Axes, plan: Plan) -> None:
     axes.plot(known[most], 0, "s", color="black", label=f"the full vote, {most} passes")
     axes.axhline(-plan.goals.max_drop_points, color="#c44e52", linestyle="--", linewidth=1, label="the limit")
     axes.set_xscale("log")
-    axes.set_xlabel(
-        f"milliseconds a face, {name}, calls of {plan.batch}; large dots were timed, small ones lie on their line"
-    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"milliseconds a face, {name}, calls of {plan.batch}; small dots lie on the line of costs")
     axes.set_ylabel("accuracy less that of the full vote, points")
     axes.legend(fontsize=8, loc="lower right")
     plain_axes(axes)

@@ -1,9 +1,9 @@
 """Certifies cascades on two score cubes, for many ways to split the second into selection and confirmation faces.
 
-    python cascade.py cubes/validation cubes/test [splits]
+    python cascade.py cubes/validation cubes/test DATA [splits]
 
-The faces of the first cube and half of the second fit; the other half certifies, and had no part in the fit. A cube is
-a directory that `emoexport cube` wrote.
+The faces of the first cube and half of the clean rows of the second fit; the other half certifies, and had no part in
+the fit. A cube is a directory that `emoexport cube` wrote, and DATA what the second is of.
 """
 
 import json
@@ -20,6 +20,8 @@ from emoexport.cascade_fit import STAGE_SIZES, fit_cascade
 from emoexport.cube import Cube
 from emoexport.decision import Decision
 from emoexport.table_format import markdown_table
+from emoexport.train.audit import clean_rows
+from emoexport.train.dataset import load_data
 
 EPSILON, MAX_DROP, DELTA = 0.01, 0.005, 0.05
 FEW_STAGES = (1, 2, 4, 8, 16, 40)
@@ -37,11 +39,10 @@ class Split(NamedTuple):
     confirming_truth: NDArray[np.int64]
 
 
-def splits(validation: Cube, test: Cube, count: int) -> Iterator[Split]:
-    """Halves of the test cube, drawn at random, the validation faces added to the first."""
+def splits(validation: Cube, test: Cube, clean: NDArray[np.int64], count: int) -> Iterator[Split]:
+    """Halves of the clean rows of the test cube, drawn at random, the validation faces added to the first."""
     for seed in range(count):
-        order = np.random.default_rng(seed).permutation(len(test.labels))
-        first, second = np.array_split(order, 2)
+        first, second = np.array_split(np.random.default_rng(seed).permutation(clean), 2)
         yield Split(
             test.weights,
             np.concatenate([validation.scores, test.scores[first]]),
@@ -75,10 +76,11 @@ def exact(split: Split, decision: Decision) -> float:
 def main() -> None:
     """Read, certify, print a table and one line of JSON."""
     validation, test = (Cube.open(Path(name)) for name in sys.argv[1:3])
-    count = int(sys.argv[3]) if len(sys.argv) > 3 else 40
+    clean = np.flatnonzero(clean_rows(load_data(sys.argv[3], size=48, channels=1))[test.record.split])
+    count = int(sys.argv[4]) if len(sys.argv) > 4 else 40
     decision = Decision(labels=test.record.labels)
     found: dict[str, list[float]] = {}
-    for split in splits(validation, test, count):
+    for split in splits(validation, test, clean, count):
         for sizes in (STAGE_SIZES, FEW_STAGES):
             for rule, offsets in (("agreement", False), ("accuracy", False), ("accuracy", True)):
                 name = f"{rule}{', offsets' if offsets else ''}, {len(sizes) + 1} stages"
@@ -95,7 +97,7 @@ def main() -> None:
         }
         for name, passes in found.items()
     ]
-    print(f"Means over {count} splits.\n\n{markdown_table(rows)}\n")
+    print(f"Means over {count} splits of {len(clean):,} clean rows.\n\n{markdown_table(rows)}\n")
     print(json.dumps({name: [round(passes_of, 4) for passes_of in passes] for name, passes in found.items()}))
 
 
