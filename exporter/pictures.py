@@ -125,7 +125,7 @@ def pictures_of_camera(
     Args:
         number: of the camera, from 0.
         every: each n-th frame.
-        stop: asked before each frame whether this was enough.
+        stop: asked after each frame whether this was enough.
 
     Raises:
         MissingRuntime: if there is no such camera, or OpenCV is not installed.

@@ -14,11 +14,12 @@ from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
 from emoexport.clock import timestamp
 from emoexport.cube import Cube
+from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import read_certificate
 from emoexport.engines.machine import describe_machine
 from emoexport.engines.timing import Samples, interleave, latency_of, ratio_of
-from emoexport.errors import BadInput, UsageError
+from emoexport.errors import BadInput, MissingRuntime, UsageError
 from emoexport.files import new_directory, write_bytes, write_text
 from emoexport.opening import noted, open_engines, origin_of, where_it_runs
 from emoexport.passes import Choice
@@ -82,7 +83,7 @@ def make_plan(
         data: where the faces that confirm are; None for where the run read them.
         split: which split; None for the one meant for testing.
         run: where the run is now, if it was moved.
-        engines: names of backends; None for all usable here.
+        engines: names of backends that open graphs; None for all of the CPU that are usable here.
         precisions: None for all of the bundle.
         batch: faces in a call.
         rounds: counted calls of each engine, at most.
@@ -188,9 +189,16 @@ def planned(file: Path, run: Path) -> tuple[Choice, str]:
 
 
 def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> list[Engine]:
-    """Those that are certified here; all of them, and a note, where none is."""
+    """Of those that open graphs, which few passes have too, the certified; all of them, and a note, where none is.
+
+    Raises:
+        MissingRuntime: if there is none.
+    """
+    graphs = [engine for engine in opened if not BACKENDS[engine.backend].built_from]
+    if not graphs:
+        raise MissingRuntime("a plan is made with engines that open graphs, and none is here.", hint="emoexport doctor")
     certified = []
-    for engine in opened:
+    for engine in graphs:
         found = read_certificate(bundle.path, engine.name)
         holds = found and not found.stale_because(origin_of(bundle, engine)[1], where_it_runs(engine))
         if found and holds and found.verdict == "certified":
@@ -203,7 +211,7 @@ def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> lis
         highlight=False,
         soft_wrap=True,
     )
-    return list(opened)
+    return graphs
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from emoexport import planning
 from emoexport.bundle import Bundle
 from emoexport.decision import Decision
-from emoexport.errors import BadInput
+from emoexport.errors import BadInput, MissingRuntime
 from emoexport.passes import Choice
 from emoexport.plan import Candidate, Comparison, Goals, Plan
 from emoexport.plan_search import candidates_of, is_likely_to_hold, likeliest
@@ -241,6 +241,15 @@ def test_what_a_plan_refuses(bundle, call, tmp_path):
     code, _, err = call("plan", bundle.path, "--batch", "65", "-o", tmp_path / "x")
     assert code == 2
     assert "found --batch 65;" in err
+
+
+def test_engines_that_open_no_graph_take_no_part(bundle, quiet):
+    engines = [
+        SimpleNamespace(backend=name, precision="fp32", name=f"{name}-fp32") for name in ("onnxruntime", "inductor")
+    ]
+    assert planning._eligible(bundle, engines, quiet) == engines[:1]
+    with pytest.raises(MissingRuntime, match="engines that open graphs, and none is here"):
+        planning._eligible(bundle, engines[1:], quiet)
 
 
 def test_costs_lie_on_a_line():
