@@ -1,5 +1,6 @@
 """OpenVINO, on the CPU: one call with all cores, or a call in parts with a core or a few for each."""
 
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,17 @@ _NUMBERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "i
 """OpenVINO's names of types, and ours."""
 
 
+@functools.cache
+def _core() -> ov.Core:
+    """One for the process, and never let go.
+
+    Each has a CPU plugin that gives the thread a stack for signals, and puts back the one before when it goes. Where
+    several go in another order than they came, one that is freed is put back, and Ctrl-C ends the process with a
+    segmentation fault.
+    """
+    return ov.Core()
+
+
 class OpenVinoEngine(GraphEngine):
     """The CPU plug-in, told to compute in FP32 whatever the graph leaves in floating point.
 
@@ -34,10 +46,10 @@ class OpenVinoEngine(GraphEngine):
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
         options = self._options(threads)
         if cache is None:
-            compiled = ov.Core().compile_model(str(graph), "CPU", options)
+            compiled = _core().compile_model(str(graph), "CPU", options)
         else:
             with kept_in(cache / self.backend, graph) as folder:
-                compiled = ov.Core().compile_model(str(graph), "CPU", {**options, "CACHE_DIR": str(folder)})
+                compiled = _core().compile_model(str(graph), "CPU", {**options, "CACHE_DIR": str(folder)})
         self._compiled = compiled
         self._lock = threading.Lock()
         streams = compiled.get_property("NUM_STREAMS")

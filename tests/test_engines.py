@@ -195,3 +195,22 @@ def test_names_are_checked(monkeypatch):
     with pytest.raises(MissingRuntime, match="OpenVINO is not installed") as caught:
         backends_named(["openvino"])
     assert "pip install" in caught.value.hint
+
+
+@pytest.mark.skipif(not BACKENDS["openvino"].is_installed(), reason="openvino is not installed")
+def test_signals_reach_a_process_whose_openvino_engines_have_gone(bundle):
+    """In another order than they came; a signal on a stack that is freed ends a process."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from emoexport.engines import BACKENDS, open_engine
+limits = {"precision": "fp32", "face_shape": tuple(map(int, sys.argv[2:])), "max_batch": 4}
+first, second = (open_engine(BACKENDS["openvino"], Path(sys.argv[1]), **limits) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGINT, lambda *_: print("told"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    arguments = [str(bundle.graph("fp32")), *map(str, bundle.manifest.face_shape)]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
