@@ -178,12 +178,11 @@ SINGLE = ["--pass", "2:identity=2", "--pass", "1:flip", "--pass", "2:zoom-flippe
 
 
 @pytest.fixture(scope="module")
-def sparse(run_dir, tmp_path_factory, int8_is_slower) -> Bundle:
-    """A bundle of four passes, two of which show the same picture, at FP32, FP16 and INT8."""
+def sparse(run_dir, tmp_path_factory) -> Bundle:
+    """A bundle of four passes, two of which show the same picture, at FP32 and FP16, which was calibrated."""
     out = tmp_path_factory.mktemp("build") / "sparse"
-    arguments = ["build", run_dir, "-o", out, *SINGLE, "--fp16", "--int8", "--keep-rejected", "--calib-size", 35]
-    with int8_is_slower():
-        done = CliRunner().invoke(cli.app, [str(argument) for argument in [*arguments, "--max-batch", 64]])
+    arguments = ["build", run_dir, "-o", out, *SINGLE, "--fp16", "--calib-size", 35, "--max-batch", 64]
+    done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.stderr
     assert OTHERWISE in done.stdout
     return Bundle.open(out)
@@ -229,6 +228,18 @@ def test_engines_of_single_passes_answer_as_the_reference_does(sparse, bundle, f
         assert np.abs(scores - wanted).max() <= max(limit, 1e-5), engine.name
         one, rest = engine.run(images[:1]), engine.run(images[1:])
         assert np.allclose(np.concatenate([one.probabilities, rest.probabilities]), found.probabilities, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_single_passes_in_8_bits_answer_as_the_reference_does(run_dir, faces, tmp_path, int8_is_slower, call):
+    arguments = ["build", run_dir, "-o", tmp_path / "x", *SINGLE, "--int8", "--keep-rejected", "--calib-size", 35]
+    with int8_is_slower():
+        assert call(*arguments, "--max-batch", 64)[0] == 0
+    built = Bundle.open(tmp_path / "x")
+    wanted = sessions.open_reference(built)[0].run(faces[0][:24])
+    for engine in opening.open_engines(built, device="cpu", precisions=["int8"]):
+        limit = PRECISIONS["int8"].tolerance.max_difference
+        assert np.abs(engine.run(faces[0][:24]).probabilities - wanted.probabilities).max() <= limit, engine.name
 
 
 def test_plain_exports_compute_single_passes_only(sparse, faces):

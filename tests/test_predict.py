@@ -431,8 +431,9 @@ def with_certificates(bundle: Bundle, target: Path, verdicts: dict[str, str], **
     """A copy of a bundle whose engines have certificates that hold here."""
     shutil.copytree(bundle.path, target, ignore=shutil.ignore_patterns("*.passport.json", "reports"))
     copy = Bundle.open(target)
-    for engine in open_engines(copy, device="cpu"):
-        if engine.name in verdicts:
+    for name in verdicts:
+        backend, _, precision = name.rpartition("-")
+        for engine in open_engines(copy, engines=[backend], precisions=[precision]):
             certificate = Certificate(
                 verdict=verdicts[engine.name],
                 reasons=[],

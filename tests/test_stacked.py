@@ -167,6 +167,7 @@ def graphs(networks, rules, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [name for name, row in BACKENDS.items() if row.takes("fp32")])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("count", [1, 7])
@@ -190,6 +191,7 @@ def test_every_layout_is_the_reference_in_float64(layout, networks, rules, faces
     assert np.abs(scores.numpy() - wanted).max() < 1e-10
 
 
+@pytest.mark.slow
 def test_stacked_has_one_layer_where_branches_have_one_a_member(graphs):
     counts = {}
     for layout, path in graphs.items():

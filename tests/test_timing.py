@@ -9,7 +9,7 @@ import pytest
 from emoexport import benchmark
 from emoexport.engines import timing
 from emoexport.engines.timing import interleave, latency_of, ratio_of
-from emoexport.errors import BadBundle
+from emoexport.errors import UsageError
 
 
 def test_calls_are_taken_in_turn_in_changing_order_and_warm_up_does_not_count():
@@ -68,7 +68,7 @@ def test_bench_measures_every_engine_and_the_reference(bundle, quiet, small_peak
 
 
 def test_a_batch_that_the_bundle_does_not_take(bundle, quiet):
-    with pytest.raises(BadBundle, match="1 to 64"):
+    with pytest.raises(UsageError, match="1 to 64"):
         benchmark.bench(bundle, batches=(1, 65), console=quiet)
 
 
