@@ -79,6 +79,7 @@ def test_without_a_compiler_nothing_is_begun(call, run_dir, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["breaks", "errs"])
 def test_a_compiler_that_fails_or_errs_leaves_no_bundle(how, run_dir, tmp_path, quiet, monkeypatch):
     class Erring:

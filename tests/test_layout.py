@@ -89,6 +89,7 @@ def networks_of(*widths):
     return [nn.Sequential(nn.Conv2d(1, width, 3), nn.Flatten(), nn.Linear(36 * width, 7)) for width in widths]
 
 
+@pytest.mark.slow
 def test_auto_times_both_and_keeps_the_faster(tmp_path, monkeypatch):
     slow = {}
 
@@ -127,6 +128,7 @@ def test_auto_without_a_choice(tmp_path, monkeypatch):
         laid_out(networks_of(4, 4), tmp_path, "auto")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_laid_out(tmp_path, run_dir, call):
     with pytest.raises(UsageError, match="differ in architecture: they cannot be stacked"):
         laid_out(networks_of(4, 5), tmp_path, "stacked")

@@ -218,6 +218,7 @@ def test_two_processes_share_the_faces(config_file, tmp_path):
     assert epochs_in(out) == EPOCHS
 
 
+@pytest.mark.slow
 def test_an_unknown_strategy_is_a_sentence(config_file, tmp_path):
     done = subprocess.run(
         command(config_file, tmp_path / "run", "--strategy", "magic"),
