@@ -14,9 +14,9 @@ import torch
 
 from emoexport.files import new_file
 
-__all__ = ["OPTIONS", "compile_apart"]
+__all__ = ["compile_apart"]
 
-OPTIONS = {
+_OPTIONS = {
     "freezing": True,  # weights become constants: cast and folded once, here
     "cpp.weight_prepack": False,  # PyTorch 2.14 packs some FP32 weights so that they are read back as others
     "cpp.dynamic_threads": True,  # or the package would always use as many threads as were free here
@@ -46,7 +46,7 @@ def _main(program: Path, package: Path) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it looks for CUDA, and says so
     with torch.no_grad():
         whole = torch._inductor.aoti_compile_and_package(
-            torch.export.load(program), package_path=str(package.with_suffix(".whole.pt2")), inductor_configs=OPTIONS
+            torch.export.load(program), package_path=str(package.with_suffix(".whole.pt2")), inductor_configs=_OPTIONS
         )
     # The source that stands beside the machine code names folders of this machine, and nothing reads it.
     with zipfile.ZipFile(whole) as source, new_file(package) as file, zipfile.ZipFile(file, "w") as target:

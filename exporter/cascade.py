@@ -15,7 +15,6 @@ Source: cascades of an ensemble's members, Wang et al. 2022 (arXiv:2012.01988); 
 the offsets, Guo et al. 2017 (arXiv:1706.04599).
 """
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -27,15 +26,13 @@ from emoexport.decision import Decision
 from emoexport.errors import BadInput, UsageError
 from emoexport.margin import RiskModel, decision_margin, with_offsets
 from emoexport.outcome import Outcome
+from emoexport.passes import faces_at_once
 from emoexport.settled import OPEN, settled
 
 __all__ = ["Cascade", "CascadeRun", "Paths", "Stage", "StageAnswer"]
 
 FloatArray = NDArray[np.floating]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-# Bounds the memory of running a cascade on a cube: 4 M probabilities as float64.
-_SCORES_AT_ONCE = 4_000_000
 
 # How far from 1 weights may sum: they are divided by their sum, and no more exact than that.
 _ROUNDING = 1e-9
@@ -183,7 +180,7 @@ class Cascade(Record):
         for stage in range(len(self.stages)):
             if self.threshold is None and stage < len(self.stages) - 1:
                 continue
-            for rows in self._chunks(len(waiting)):
+            for rows in faces_at_once(len(waiting), self._scores_a_face):
                 faces = waiting[rows]
                 found = self.answer(stage, scores[faces[:, None], *self._axes(stage)])
                 leaving = faces[found.leaves]
@@ -205,7 +202,7 @@ class Cascade(Record):
         shape = len(self.stages), len(scores)
         found = Paths(np.empty(shape, dtype=np.int64), np.empty(shape))
         for stage in range(len(self.stages)):
-            for rows in self._chunks(len(scores)):
+            for rows in faces_at_once(len(scores), self._scores_a_face):
                 answer = self.answer(stage, scores[rows][:, *self._axes(stage)])
                 found.labels[stage, rows], found.risks[stage, rows] = answer.outcome.label, answer.risk
         return found
@@ -239,9 +236,9 @@ class Cascade(Record):
         members, views = np.array(self.order(stage)).T
         return members, views
 
-    def _chunks(self, count: int) -> Iterator[slice]:
-        step = max(1, _SCORES_AT_ONCE // (self.full.size * len(self.decision.labels)))
-        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+    @property
+    def _scores_a_face(self) -> int:
+        return self.full.size * len(self.decision.labels)
 
     def _check_cube(self, scores: Any) -> None:
         needed = *self.full.shape, len(self.decision.labels)

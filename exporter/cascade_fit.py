@@ -13,6 +13,7 @@ from emoexport.cascade import Cascade, Stage
 from emoexport.decision import Decision
 from emoexport.errors import BadInput, UsageError
 from emoexport.margin import decision_margin, with_offsets
+from emoexport.passes import inner_products, weighted_vote
 from emoexport.settled import SUM_SLACK
 from emoexport.vote_prediction import OFFSET_PENALTY, fit_offsets, fit_risk, order_passes, predicting_weights
 
@@ -22,9 +23,6 @@ STAGE_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40)
 """Passes after each stage. Most faces leave early, so that is where stages are close to each other."""
 
 FloatArray = NDArray[np.floating]
-
-# Bounds the memory of inner products and votes: 4 M probabilities as float64.
-_SCORES_AT_ONCE = 4_000_000
 
 
 def fit_cascade(
@@ -74,10 +72,10 @@ def fit_cascade(
             f"found stages of {', '.join(map(str, sizes)) or 'no'} passes; needed are rising numbers from 1."
         )
     cuts = [size for size in sizes if size < np.count_nonzero(full)]
-    gram = _gram(scores)
+    gram = inner_products(scores)
     order = order_passes(gram, full.ravel(), max(cuts, default=0))
     truth = labels if offsets else None
-    vote = _vote(scores, full)
+    vote = weighted_vote(scores, full)
     full_shift = () if truth is None else fit_offsets(vote, truth, penalty=offset_penalty)
     flat = scores.reshape(len(scores), full.size, -1)
     stages = []
@@ -137,30 +135,6 @@ def _pairs(passes: Sequence[int], shape: tuple[int, ...]) -> tuple[tuple[int, in
 
 def _table(full: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in full.tolist())
-
-
-def _chunks(scores: FloatArray) -> range:
-    return range(0, len(scores), max(1, _SCORES_AT_ONCE // int(np.prod(scores.shape[1:]))))
-
-
-def _vote(scores: FloatArray, full: NDArray[np.float64]) -> NDArray[np.float64]:
-    chosen = np.flatnonzero(full)
-    flat = scores.reshape(len(scores), full.size, -1)
-    steps = _chunks(scores)
-    return np.concatenate(
-        [full.ravel()[chosen] @ flat[at : at + steps.step][:, chosen].astype(np.float64) for at in steps]
-    )
-
-
-def _gram(scores: FloatArray) -> NDArray[np.float64]:
-    count = scores.shape[1] * scores.shape[2]
-    total = np.zeros((count, count))
-    steps = _chunks(scores)
-    for at in steps:
-        some = scores[at : at + steps.step].reshape(-1, count, scores.shape[-1]).astype(np.float64)
-        columns = some.transpose(1, 0, 2).reshape(count, -1)
-        total += columns @ columns.T
-    return total
 
 
 def _checked_scores(scores: FloatArray, decision: Decision) -> FloatArray:

@@ -23,7 +23,8 @@ def build(
         typer.Argument(help="The training run, the newest under runs/ if none; or a bundle, to add --engine to."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--output", "--out", help="The bundle; build/<run> if none.")
+        Path | None,
+        typer.Option("-o", "--output", "--out", help="The bundle; build/<run> if none, of a plan build/<run>-few."),
     ] = None,
     member: Annotated[
         list[str] | None,
@@ -187,7 +188,7 @@ def build(
             precisions = precisions or [name for name in (precision,) if name != "fp32"]
         bundle = build_bundle(
             run,
-            out or Path("build") / run.resolve().name,
+            out or Path("build") / f"{run.resolve().name}{'-few' if plan else ''}",
             choice=choice,
             precisions=precisions,
             calibration=Wish(

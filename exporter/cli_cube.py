@@ -57,7 +57,7 @@ def cube(
     from emoexport.tables import cube_table  # noqa: PLC0415
 
     console = console_of()
-    found, accuracies, _ = score_split(
+    found, accuracies, *_ = score_split(
         opened,
         out,
         engine=engine,

@@ -27,6 +27,7 @@ __all__ = [
     "Threads",
     "console_of",
     "newest",
+    "newest_bundle",
     "open_bundle",
     "print_table",
     "read_faces",
@@ -103,7 +104,16 @@ def open_bundle(path: Path | None) -> Any:
     """Check and open the bundle that is named, or the newest: a `Bundle`."""
     from emoexport.bundle import Bundle  # noqa: PLC0415
 
-    return Bundle.open(path or newest(Path("build"), "manifest.json", "emoexport build"))
+    return Bundle.open(path or newest_bundle())
+
+
+def newest_bundle() -> Path:
+    """The directory of the newest bundle under `build/`.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    return newest(Path("build"), "manifest.json", "emoexport build")
 
 
 def newest(root: Path, marker: str, command: str) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from emoexport.cli_options import Cache, Threads, console_of, newest
+from emoexport.cli_options import Cache, Threads, console_of, newest_bundle
 from emoexport.engines import BACKENDS
 from emoexport.errors import UsageError
 from emoexport.precision import PRECISIONS
@@ -79,7 +79,7 @@ def predict(
     require_writable(out, annotated, files)
     writer_type = format_of(form, out)
     detector = Detector() if detect else None
-    where = bundle or newest(Path("build"), "manifest.json", "emoexport build")
+    where = bundle or newest_bundle()
     batch = None if camera is None or detect else 1
     console = console_of(stderr=True)
     tally = _Tally(console)

@@ -11,7 +11,7 @@ how many faces are done.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle, BadInput, CheckFailed, UsageError
 from emoexport.files import move_directory, new_file, refuse_foreign, sha256_of, unfinished_directory, write_text
-from emoexport.passes import Weight, pass_weights
+from emoexport.passes import Weight, faces_at_once, pass_weights, weighted_vote
 from emoexport.statistics import Share
 
 __all__ = ["CUBE_FILE", "Cube", "CubeAccuracy", "CubeRecord", "CubeRequest", "compute_cube"]
@@ -33,9 +33,6 @@ CUBE_FILE = "cube.json"
 _SCORES_FILE = "scores.npy"
 _LABELS_FILE = "labels.npy"
 _PROGRESS_FILE = "progress.json"
-
-# Bounds the memory of all arithmetic on a cube: 4 M probabilities as float64.
-_SCORES_AT_ONCE = 4_000_000
 
 # How far from 1 the probabilities of a pass may sum: float16 rounds a softmax by less.
 _SLACK = 1e-3
@@ -167,18 +164,12 @@ class Cube:
             UsageError: if a pass is chosen that is not there, or weights are negative, not finite, of another shape,
                 or 0 for all that is chosen.
         """
-        share = self._shares(members, views, weights).ravel()
-        chosen = np.flatnonzero(share)
-        voted = np.empty((self.record.faces, len(self.record.labels)))
-        for rows in self._chunks():
-            passes = self.scores[rows].reshape(-1, share.size, voted.shape[1])
-            voted[rows] = share[chosen] @ passes[:, chosen].astype(np.float64)
-        return voted
+        return weighted_vote(self.scores, self._shares(members, views, weights))
 
     def pass_labels(self) -> NDArray[np.int8]:
         """The most probable emotion of every pass, `(N, K, V)`; ties go to the emotion that comes first."""
         found = np.empty(self.record.shape[:3], dtype=np.int8)
-        for rows in self._chunks():
+        for rows in faces_at_once(len(self.scores), self.scores[0].size):
             found[rows] = self.scores[rows].argmax(axis=-1)
         return found
 
@@ -200,11 +191,6 @@ class Cube:
             member=int(member),
             view=self.record.views[view],
         )
-
-    def _chunks(self) -> Iterator[slice]:
-        faces, *others = self.record.shape
-        step = max(1, _SCORES_AT_ONCE // int(np.prod(others)))
-        return (slice(start, start + step) for start in range(0, faces, step))
 
     def _shares(
         self,

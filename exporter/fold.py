@@ -24,8 +24,8 @@ class Branches(nn.ModuleList):
         super().__init__(members)
         self.answering = list(range(len(members)))
         """Whose logits each member gives: its own."""
-        self.taking: list[list[int]] | None = None
-        """Of each member which views it sees, by their place among those that are shown; None for all."""
+        self.taking: NDArray[np.bool_] | None = None
+        """Which of the views that are shown each member sees, `(K, shown)`; None for all."""
         for number, member in enumerate(members):
             if isinstance(member, MemberGraph):
                 member.place(f"members.{number}")
@@ -37,9 +37,8 @@ class Branches(nn.ModuleList):
         member after member.
         """
         if self.taking is not None:
-            shown = 1 + max(max(views) for views in self.taking)
-            by_view = pictures.view(shown, -1, *pictures.shape[1:]).unbind()
-            seen = [torch.cat([by_view[view] for view in views]) for views in self.taking]
+            by_view = pictures.view(self.taking.shape[1], -1, *pictures.shape[1:]).unbind()
+            seen = [torch.cat([by_view[view] for view in np.flatnonzero(views)]) for views in self.taking]
             return torch.cat([member(some) for member, some in zip(self, seen, strict=True)])[None]
         logits = {number: self[number](pictures) for number in dict.fromkeys(self.answering)}
         return torch.stack([logits[number] for number in self.answering])
@@ -138,7 +137,7 @@ class Fold(nn.Module):
         self.members = members if isinstance(members, nn.Module) else Branches(members)
         self.repeat: nn.Module = nn.Identity() if len(shown) == len(views) else Repeat(place)
         if (merged == 0).any():
-            _branches_of(self.members).taking = [np.flatnonzero(row).tolist() for row in merged]
+            _branches_of(self.members).taking = merged > 0
             self.score, self.vote = Score(int(np.count_nonzero(merged))), Vote(merged[merged > 0][None])
             self.repeat = nn.Sequential(Spread(merged > 0), self.repeat)
         else:

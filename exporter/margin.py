@@ -66,7 +66,7 @@ def decision_margin(probabilities: FloatArray, decision: Decision) -> NDArray[np
     margin = np.abs(lead)
     for leader, runner_up, ahead in ((label, second, lead), (second, label, -lead)):
         pair = decision.margin_array[leader, runner_up].astype(np.float64)
-        margin = np.minimum(margin, np.where(np.isfinite(pair), np.abs(ahead - pair), np.inf)) if pair.size else margin
+        margin = np.minimum(margin, np.where(np.isfinite(pair), np.abs(ahead - pair), np.inf))
     thresholds = decision.threshold_array.astype(np.float64)
     if (thresholds > 0).any():
         nobody = ~(calibrated >= thresholds).any(axis=1, keepdims=True)

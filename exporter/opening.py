@@ -9,7 +9,7 @@ from rich.console import Console
 from emoexport.bundle import Bundle, PackageEntry
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
-from emoexport.engines.certificate import read_certificate
+from emoexport.engines.certificate import Certificate, read_certificate
 from emoexport.engines.cuda import require_device
 from emoexport.engines.machine import describe_processor, instruction_sets, kernel_driver, versions_of
 from emoexport.engines.passport import Passport, passport_of, passports_in, rebuild_command
@@ -18,6 +18,7 @@ from emoexport.precision import PRECISIONS
 
 __all__ = [
     "can_open",
+    "certificate_here",
     "certificate_notes",
     "file_for",
     "graphs_of",
@@ -153,6 +154,13 @@ def where_it_runs(engine: Engine) -> dict[str, str]:
     }
 
 
+def certificate_here(bundle: Bundle, engine: Engine) -> tuple[Certificate | None, str]:
+    """The certificate of an engine, None if there is none; and why it says nothing of it here, empty if it does."""
+    found = read_certificate(bundle.path, engine.name)
+    stale = found.stale_because(origin_of(bundle, engine)[1], where_it_runs(engine)) if found else ""
+    return found, stale
+
+
 def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequence[int]) -> list[str]:
     """What a user of these engines must know of their certificates, a sentence each; none where all is certified.
 
@@ -164,10 +172,10 @@ def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequenc
     missing, stale, others, untried = [], [], [], []
     wanted: set[int] = set()
     for engine in opened:
-        found = read_certificate(bundle.path, engine.name)
+        found, why = certificate_here(bundle, engine)
         if found is None:
             missing.append(engine.name)
-        elif why := found.stale_because(origin_of(bundle, engine)[1], where_it_runs(engine)):
+        elif why:
             stale.append(f"{engine.name} ({why})")
         elif found.verdict != "certified":
             others.append(f"{engine.name} ({found.verdict})")

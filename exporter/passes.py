@@ -1,7 +1,7 @@
 """Which passes a bundle votes with, and how much each of them weighs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -11,7 +11,12 @@ from pydantic import Field
 from emoexport.config import Record
 from emoexport.errors import UsageError
 
-__all__ = ["Choice", "Weight", "pass_weights"]
+__all__ = ["Choice", "Weight", "faces_at_once", "inner_products", "pass_weights", "weighted_vote"]
+
+FloatArray = NDArray[np.floating]
+
+# Bounds the memory of all arithmetic on scores: 4 M probabilities as float64.
+_SCORES_AT_ONCE = 4_000_000
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -115,6 +120,48 @@ def pass_weights(members: Sequence[float], views: Sequence[float]) -> NDArray[np
     of_members, of_views = np.asarray(members) / max(members), np.asarray(views) / max(views)
     weights = np.outer(of_members, of_views)
     return None if np.ptp(weights) == 0 else weights / weights.sum()
+
+
+def faces_at_once(faces: int, scores_a_face: int) -> Iterator[slice]:
+    """Slices that cover so many faces, each of as many as bounded memory allows."""
+    step = max(1, _SCORES_AT_ONCE // scores_a_face)
+    return (slice(start, min(start + step, faces)) for start in range(0, faces, step))
+
+
+def weighted_vote(scores: FloatArray, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weighted sum of the probabilities of passes.
+
+    Args:
+        scores: `(N, K, V, L)`, which may be mapped from a file.
+        shares: `(K, V)`; passes of share 0 are not read.
+
+    Returns:
+        float64 `(N, L)`.
+    """
+    flat, chosen = shares.ravel(), np.flatnonzero(shares)
+    voted = np.empty((len(scores), scores.shape[-1]))
+    for rows in faces_at_once(len(scores), int(np.prod(scores.shape[1:]))):
+        passes = scores[rows].reshape(-1, flat.size, scores.shape[-1])
+        voted[rows] = flat[chosen] @ passes[:, chosen].astype(np.float64)
+    return voted
+
+
+def inner_products(scores: FloatArray) -> NDArray[np.float64]:
+    """Of the probabilities of each pair of passes, over faces and emotions.
+
+    Args:
+        scores: `(N, K, V, L)`, which may be mapped from a file.
+
+    Returns:
+        float64 `(K V, K V)`.
+    """
+    count = scores.shape[1] * scores.shape[2]
+    total = np.zeros((count, count))
+    for rows in faces_at_once(len(scores), int(np.prod(scores.shape[1:]))):
+        some = scores[rows].reshape(-1, count, scores.shape[-1]).astype(np.float64)
+        columns = some.transpose(1, 0, 2).reshape(count, -1)
+        total += columns @ columns.T
+    return total
 
 
 def _weights(option: str, words: Sequence[str]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from emoexport.config import Record, SealedRecord
+from emoexport.engines.timing import Ratio
 from emoexport.passes import Choice
 from emoexport.statistics import Estimate, changed, exact_bound, exact_interval, paired_bound, paired_points
 from emoexport.verdict import Verdict
@@ -39,12 +40,14 @@ class Comparison(Record):
     only_right: int
     """Faces that only the few get right, and in the next only the full vote."""
     only_wrong: int
+    disagreements: int
+    """Labels that differ."""
     gain_points: Estimate
     """Accuracy less that of the full vote, paired 95 % interval."""
     bound_points: float
     """Its lower bound, one-sided at 95 %."""
     disagreement_pct: Estimate
-    """Labels that differ, exact 95 % interval."""
+    """The same as a share, exact 95 % interval."""
     disagreement_bound_pct: float
     """Upper, one-sided at 95 %."""
 
@@ -59,6 +62,7 @@ class Comparison(Record):
             accuracy=round(float((few == truth).mean()), 6),
             only_right=mended,
             only_wrong=broken,
+            disagreements=differ,
             gain_points=paired_points(mended, broken, faces),
             bound_points=round(100 * paired_bound(mended, broken, faces), 4),
             disagreement_pct=Estimate(
@@ -90,7 +94,7 @@ class Timing(Record):
     batch: int
     latency_ms: float
     """Median of a call, end to end."""
-    times_full: Estimate
+    times_full: Ratio
     """As fast as the same engine with the full vote, in turn."""
 
     @property

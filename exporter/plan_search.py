@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emoexport.cube import Cube
 from emoexport.decision import Decision
-from emoexport.passes import Choice
+from emoexport.passes import Choice, inner_products
 from emoexport.plan import Candidate, Comparison, Goals
 from emoexport.vote_prediction import order_passes, predicting_weights
 
@@ -16,7 +15,6 @@ __all__ = ["SIZES", "candidates_of", "is_likely_to_hold", "likeliest"]
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Passes of the candidates, besides all of them."""
 
-_SCORES_AT_ONCE = 4_000_000
 _LEAST_SHARE = 1e-3
 """Of the vote: a pass that weighs less is none."""
 
@@ -38,7 +36,7 @@ def candidates_of(
     """
     _, members, views, _ = cube.record.shape
     full = cube.weights.ravel()
-    gram, target = _gram(cube), decision.decide(cube.vote()).label
+    gram, target = inner_products(cube.scores), decision.decide(cube.vote()).label
     counts = [size for size in sizes if size < np.count_nonzero(full)]
     order = order_passes(gram, full, max(counts, default=0))
     found: dict[tuple[int, ...], Candidate] = {}
@@ -109,15 +107,3 @@ def likeliest(
             f"allowed are {goals.max_latency_ms:g}"
         )
     return first, ""
-
-
-def _gram(cube: Cube) -> NDArray[np.float64]:
-    """Inner products of the passes' probabilities over faces and emotions, float64 `(P, P)`."""
-    faces, members, views, labels = cube.record.shape
-    found = np.zeros((members * views, members * views))
-    step = max(1, _SCORES_AT_ONCE // (members * views * labels))
-    for start in range(0, faces, step):
-        passes = np.asarray(cube.scores[start : start + step], dtype=np.float64).reshape(-1, members * views, labels)
-        flat = passes.transpose(0, 2, 1).reshape(-1, members * views)
-        found += flat.T @ flat
-    return found

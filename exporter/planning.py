@@ -16,24 +16,21 @@ from emoexport.clock import timestamp
 from emoexport.cube import Cube
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
-from emoexport.engines.certificate import read_certificate
 from emoexport.engines.machine import describe_machine
 from emoexport.engines.timing import Samples, interleave, latency_of, ratio_of
 from emoexport.errors import BadInput, MissingRuntime, UsageError
 from emoexport.files import new_directory, write_bytes, write_text
-from emoexport.opening import noted, open_engines, origin_of, where_it_runs
+from emoexport.opening import certificate_here, noted, open_engines
 from emoexport.passes import Choice
 from emoexport.pipeline import build
 from emoexport.plan import PLAN_FILE, Comparison, Goals, Plan, Timing
 from emoexport.plan_search import candidates_of, likeliest
 from emoexport.plan_tables import plan_markdown, plan_plot
 from emoexport.progress import progress_bar
-from emoexport.run_faces import data_of_run, drawn_faces
-from emoexport.scoring import score_split
+from emoexport.scoring import Scored, score_split
 from emoexport.sessions import run_of
-from emoexport.statistics import Estimate
 from emoexport.train.checkpoint import MemberRecord, read_run
-from emoexport.verdict import Verdict
+from emoexport.verdict import Limits, Verdict, judge_counts
 
 __all__ = ["make_plan", "planned"]
 
@@ -119,7 +116,8 @@ def make_plan(
     scored = score_split(bundle, data=data, split=split, **settings)
     numbers = bundle.manifest.choice.numbers or list(range(1, len(bundle.manifest.members) + 1))
     candidates = candidates_of(selection, bundle.manifest.decision, numbers)
-    with _built(bundle, where, candidates[0].choice, {one.precision for one in full}, console) as single:
+    kept = {one.precision for one in full}
+    with _built(bundle, where, candidates[0].choice, kept, console) as single:
         least = _opened_like(full, single, threads)
         samples = _timed({"full": full, "one": least}, batch, rounds, console)
     costs = _costs(samples, bundle.manifest.passes_a_face, candidates[0].passes)
@@ -133,12 +131,12 @@ def make_plan(
     reasons: tuple[str, ...] = (why,) if why else ()
     if chosen is not None:
         found = candidates[chosen]
-        with _built(bundle, where, found.choice, {one.precision for one in full}, console) as few:
+        with _built(bundle, where, found.choice, kept, console) as few:
             opened = _opened_like(full, few, threads)
             again = _timed({"full": full, "few": opened}, batch, rounds, console)
             timings += [_timing(again, one, "few", found.passes, batch) for one in full]
             best = min(opened, key=lambda one: float(np.median(again[f"{one.name} few"])))
-            confirmation = _confirmed(bundle, best, scored.cube, scored.rows, data, split, run, batch, console)
+            confirmation = _confirmed(bundle, best, scored, batch, console)
         verdict, reasons = _judged(confirmation, goals)
     plan = Plan(
         created=timestamp(),
@@ -197,21 +195,17 @@ def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> lis
     graphs = [engine for engine in opened if not BACKENDS[engine.backend].built_from]
     if not graphs:
         raise MissingRuntime("a plan is made with engines that open graphs, and none is here.", hint="emoexport doctor")
-    certified = []
-    for engine in graphs:
-        found = read_certificate(bundle.path, engine.name)
-        holds = found and not found.stale_because(origin_of(bundle, engine)[1], where_it_runs(engine))
-        if found and holds and found.verdict == "certified":
-            certified.append(engine)
-    if certified:
-        return certified
-    console.print(
-        f"No engine of {bundle.path} is certified here, so all are planned with. Next: emoexport verify {bundle.path}",
-        style="yellow",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return graphs
+    certified = [
+        engine
+        for engine, (found, stale) in ((one, certificate_here(bundle, one)) for one in graphs)
+        if found and not stale and found.verdict == "certified"
+    ]
+    if not certified:
+        noted(console)(
+            f"No engine of {bundle.path} is certified here, so all are planned with. "
+            f"Next: emoexport verify {bundle.path}"
+        )
+    return certified or graphs
 
 
 @contextmanager
@@ -267,52 +261,30 @@ def _per_call(goals: Goals, batch: int) -> Goals:
 
 def _timing(samples: Mapping[str, Samples], engine: Engine, which: str, passes: int, batch: int) -> Timing:
     full, some = samples[f"{engine.name} full"], samples[f"{engine.name} {which}"]
-    ratio = ratio_of(full, some)
     return Timing(
         engine=engine.name,
         passes=passes,
         batch=batch,
         latency_ms=latency_of(some).p50_ms,
-        times_full=Estimate(value=ratio.value, low=ratio.low, high=ratio.high),
+        times_full=ratio_of(full, some),
     )
 
 
-def _confirmed(
-    bundle: Bundle,
-    engine: Engine,
-    cube: Cube,
-    rows: np.ndarray,
-    data: str | None,
-    split: str | None,
-    run: Path | None,
-    batch: int,
-    console: Console,
-) -> Comparison:
+def _confirmed(bundle: Bundle, engine: Engine, scored: Scored, batch: int, console: Console) -> Comparison:
     """What an engine of few passes decides about the faces that had no part in the choice, against the full vote."""
-    dataset = data_of_run(*run_of(bundle, run), data)
-    faces = drawn_faces(dataset, split or dataset.evaluation_split())[0].take(rows)
+    faces = scored.faces.take(scored.rows)
     with progress_bar(console, f"{engine.name} on the faces that confirm", len(faces)) as advance:
         few = engine.run_all(faces.images, batch_size=batch, progress=advance)
-    full = bundle.manifest.decision.decide(cube.vote()[rows])
+    full = bundle.manifest.decision.decide(scored.cube.vote()[scored.rows])
     return Comparison.of(few.label, full.label, faces.labels)
 
 
 def _judged(found: Comparison, goals: Goals) -> tuple[Verdict, tuple[str, ...]]:
     """By the bounds on the faces that confirm."""
-    limit = goals.max_disagreement_pct
-    if found.bound_points >= -goals.max_drop_points and (limit is None or found.disagreement_bound_pct <= limit):
-        return "certified", ()
-    reasons = (
-        [f"up to {-found.bound_points:.2f} points of accuracy may be lost; allowed are {goals.max_drop_points:g}"]
-        if found.bound_points < -goals.max_drop_points
-        else []
-    )
-    if limit is not None and found.disagreement_bound_pct > limit:
-        reasons.append(f"up to {found.disagreement_bound_pct:.2f} % of the labels may differ; allowed are {limit:g} %")
-    failed = found.gain_points.high < -goals.max_drop_points or (
-        limit is not None and found.disagreement_pct.low > limit
-    )
-    return "failed" if failed else "not enough evidence", tuple(reasons)
+    anything = 100.0 if goals.max_disagreement_pct is None else goals.max_disagreement_pct
+    limits = Limits(max_drop_points=goals.max_drop_points, max_disagreement_pct=anything)
+    judgement = judge_counts(found.only_right, found.only_wrong, found.disagreements, found.faces, limits)
+    return judgement.verdict, judgement.reasons
 
 
 def _accuracy(cube: Cube, bundle: Bundle) -> float:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from emoexport.bundle import Bundle
 from emoexport.engines import BACKENDS, Backend, require_known
 from emoexport.engines.base import Engine
-from emoexport.engines.certificate import Certificate, read_certificate
+from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.machine import describe_processor
-from emoexport.errors import BadInput, UsageError
-from emoexport.opening import can_open, certificate_notes, open_engines, origin_of, where_it_runs
+from emoexport.errors import BadInput, MissingRuntime, UsageError
+from emoexport.opening import can_open, certificate_here, certificate_notes, open_engines, origin_of
 from emoexport.outcome import Outcome
 from emoexport.precision import PRECISIONS
 from emoexport.throughput import SpeedReport
@@ -171,14 +171,14 @@ def _choose(
     """Open the best; those that are better and cannot be used are told."""
     backends = [row for row in BACKENDS.values() if engine in (None, row.name) and device in (None, row.device)]
     precisions = [name for name in PRECISIONS if precision in (None, name)]
-    speeds = _speeds_of(bundle, batch)
+    certificates, speeds = certificates_in(bundle.path), _speeds_of(bundle, batch)
     candidates = [
-        _candidate(bundle, backend.name, name, speeds)
+        _candidate(bundle, backend.name, name, certificates, speeds)
         for backend in backends
         for name in precisions
         if backend.is_usable() and not can_open(bundle, backend, name)
     ]
-    notes = _notes_on_absent(bundle, [row for row in backends if not row.is_installed()], precisions)
+    notes = _notes_on_absent([row for row in backends if not row.is_installed()], precisions, certificates)
     is_named = bool(engine and precision)
     certified = sorted((one for one in candidates if one.is_certified), key=lambda one: (-one.speed, *_place(one)))
     best = max((one.speed for one in certified), default=0.0)
@@ -191,25 +191,35 @@ def _choose(
         found = _open(bundle, one, limits, notes, strict=is_named)
         if found is None:
             continue
-        assert one.certificate is not None
-        stale = one.certificate.stale_because(origin_of(bundle, found)[1], where_it_runs(found))
+        certificate, stale = certificate_here(bundle, found)
         if stale:
             notes.append(f"{one.name} is passed over, as its certificate is stale: {stale}.")
             continue
-        return _Chosen(found, one.certificate, _why(one, certified, is_named=is_named), notes)
+        return _Chosen(found, certificate, _why(one, certified, is_named=is_named), notes)
     for one in sorted(candidates, key=_place):
         found = _open(bundle, one, limits, notes, strict=is_named)
         if found is not None:
             why = "it was asked for" if is_named else "no engine that runs here has a certificate that holds here"
             return _Chosen(found, None, f"{one.name}: {why}.", notes)
-    asked: dict[str, Any] = {"engines": [engine] if engine else None, "precisions": [precision] if precision else None}
-    opened = open_engines(bundle, device=device, **asked, **limits)  # it raises: nothing that can be opened is here
-    return _Chosen(opened[0], None, f"{opened[0].name}: it is what could be opened.", notes)
+    if not candidates:  # says what is missing
+        asked: dict[str, Any] = {
+            "engines": [engine] if engine else None,
+            "precisions": [precision] if precision else None,
+        }
+        open_engines(bundle, device=device, **asked, **limits)
+    why = notes[-1] if notes else "none can be opened."
+    raise MissingRuntime(f"no engine of {bundle.path} runs here: {why}", hint="emoexport doctor")
 
 
-def _candidate(bundle: Bundle, backend: str, precision: str, speeds: Mapping[str, float]) -> _Candidate:
+def _candidate(
+    bundle: Bundle,
+    backend: str,
+    precision: str,
+    certificates: Mapping[str, Certificate],
+    speeds: Mapping[str, float],
+) -> _Candidate:
     name = f"{backend}-{precision}"
-    certificate = read_certificate(bundle.path, name)
+    certificate = certificates.get(name)
     found = _Candidate(backend, precision, certificate, "", speeds.get(name, 0.0))
     if certificate is None:
         return found
@@ -235,15 +245,16 @@ def _open(bundle: Bundle, one: _Candidate, limits: dict[str, Any], notes: list[s
     return found
 
 
-def _notes_on_absent(bundle: Bundle, absent: Sequence[Backend], precisions: Sequence[str]) -> list[str]:
+def _notes_on_absent(
+    absent: Sequence[Backend], precisions: Sequence[str], certificates: Mapping[str, Certificate]
+) -> list[str]:
     """Which runtimes have certified engines in a bundle and are not installed."""
-    found = []
-    for backend in absent:
-        names = [f"{backend.name}-{name}" for name in precisions]
-        certificates = [read_certificate(bundle.path, name) for name in names]
-        if any(one and one.verdict == "certified" for one in certificates):
-            found.append(f"{backend.title} has a certificate, and is not installed: pip install {backend.requirement}.")
-    return found
+    certified = {name for name, one in certificates.items() if one.verdict == "certified"}
+    return [
+        f"{backend.title} has a certificate, and is not installed: pip install {backend.requirement}."
+        for backend in absent
+        if certified & {f"{backend.name}-{name}" for name in precisions}
+    ]
 
 
 def _speeds_of(bundle: Bundle, batch: int | None) -> dict[str, float]:
@@ -260,10 +271,11 @@ def _speeds_of(bundle: Bundle, batch: int | None) -> dict[str, float]:
         return {}
     if report.bundle_digest != bundle.manifest.digest or report.machine.get("processor") != describe_processor():
         return {}
+    certificates = certificates_in(bundle.path)
     found: dict[str, float] = {}
     for one in sorted(report.results, key=lambda result: result.batch):
-        certificate = read_certificate(bundle.path, one.engine)
-        if one.engine not in found or one.batch <= (batch or _batch_of(certificate, bundle.manifest.max_batch)):
+        wanted = batch or _batch_of(certificates.get(one.engine), bundle.manifest.max_batch)
+        if one.engine not in found or one.batch <= wanted:
             found[one.engine] = one.faces_a_second
     return found
 

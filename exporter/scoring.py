@@ -31,6 +31,8 @@ class Scored(NamedTuple):
     cube: Cube
     accuracies: tuple[CubeAccuracy, ...]
     """With the bundle's decision: on all rows, and on the clean ones where these are fewer."""
+    faces: Faces
+    """That were scored."""
     rows: NDArray[np.bool_]
     """Which rows are clean, `(N,)`; all where none are or all are."""
 
@@ -109,7 +111,7 @@ def score_split(
         )
     decision = bundle.manifest.decision
     accuracies = tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in row_sets.items())
-    return Scored(cube, accuracies, row_sets.get("clean", row_sets["all"]))
+    return Scored(cube, accuracies, faces, row_sets.get("clean", row_sets["all"]))
 
 
 def _require_known(engine: str, precision: str) -> None:

@@ -45,11 +45,8 @@ def _fold_table(summary: BundleSummary) -> Table:
     height, width, channels = summary.face_shape
     members, views = len(summary.members), len(summary.views)
     merged = sum(view.same_as is not None for view in summary.views)
-    computed = (
-        f"{members} members x {views - merged} of {views} views" if merged else f"{members} members x {views} views"
-    )
-    if summary.choice.passes:
-        computed = f"of {members} members x {views} views"
+    shown = f"{views - merged} of {views} views" if merged and not summary.choice.passes else f"{views} views"
+    computed = f"{'of ' if summary.choice.passes else ''}{members} members x {shown}"
     out = summary.bytes_out_a_face
     chosen = ", ".join(str(number) for number in summary.choice.numbers)
     facts = {

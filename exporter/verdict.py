@@ -14,7 +14,7 @@ from emoexport.config import Record
 from emoexport.evidence import Evidence
 from emoexport.statistics import exact_bound, exact_floor, paired_interval
 
-__all__ = ["EXIT_CODES", "Judgement", "Limits", "Verdict", "joined", "judge", "worst_of"]
+__all__ = ["EXIT_CODES", "Judgement", "Limits", "Verdict", "joined", "judge", "judge_counts", "worst_of"]
 
 Verdict = Literal["certified", "failed", "not enough evidence", "not judged"]
 
@@ -52,7 +52,13 @@ def judge(evidence: Evidence, limits: Limits) -> Judgement:
     Accuracy: non-inferiority by the bounds of Tango's interval. Labels: by those of Clopper and Pearson. Both must hold
     for a certificate, so neither needs a correction for the other there (Berger 1982, intersection-union tests).
     """
-    return joined([_judge_accuracy(evidence, limits), _judge_labels(evidence, limits)])
+    counts = evidence.engine_only_right, evidence.reference_only_right, evidence.disagreements
+    return judge_counts(*counts, evidence.faces, limits)
+
+
+def judge_counts(mended: int, broken: int, changed: int, faces: int, limits: Limits) -> Judgement:
+    """The same, where only counts are known: faces set right, faces broken, labels changed, and all faces."""
+    return joined([_judge_accuracy(mended, broken, faces, limits), _judge_labels(changed, faces, limits)])
 
 
 def joined(parts: Sequence[Judgement]) -> Judgement:
@@ -73,8 +79,7 @@ def worst_of(judgements: Iterable[Judgement]) -> Verdict:
     return next((verdict for verdict in _WORST_FIRST if verdict in found), "not judged")
 
 
-def _judge_accuracy(evidence: Evidence, limits: Limits) -> Judgement:
-    mended, broken, faces = evidence.engine_only_right, evidence.reference_only_right, evidence.faces
+def _judge_accuracy(mended: int, broken: int, faces: int, limits: Limits) -> Judgement:
     low = 100 * paired_interval(mended, broken, faces, level=0.9)[0]
     high = 100 * paired_interval(mended, broken, faces, level=0.95)[1]
     allowed = f"allowed are {limits.max_drop_points:g}"
@@ -90,8 +95,7 @@ def _judge_accuracy(evidence: Evidence, limits: Limits) -> Judgement:
     return _undecided(f"up to {-low:.2f} points of accuracy may be lost; {allowed}", holds, faces)
 
 
-def _judge_labels(evidence: Evidence, limits: Limits) -> Judgement:
-    changed, faces = evidence.disagreements, evidence.faces
+def _judge_labels(changed: int, faces: int, limits: Limits) -> Judgement:
     least, most = 100 * exact_floor(changed, faces, level=0.975), 100 * exact_bound(changed, faces)
     allowed = f"allowed are {limits.max_disagreement_pct:g} %"
     if most <= limits.max_disagreement_pct:

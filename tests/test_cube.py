@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from emoexport import cli, cube, opening, sessions
+from emoexport import cli, cube, opening, passes, sessions
 from emoexport.cube import CUBE_FILE, Cube, CubeRequest, compute_cube
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
@@ -103,7 +103,7 @@ def test_scores_are_those_of_every_pass_mapped_and_read_only(scored, reference, 
 
 @pytest.mark.parametrize("at_once", [1, 1000, 4_000_000])
 def test_votes_of_subsets_and_weights_are_weighted_means(at_once, scored, monkeypatch):
-    monkeypatch.setattr(cube, "_SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(passes, "_SCORES_AT_ONCE", at_once)
     scores = np.asarray(scored.scores, dtype=np.float64)
     weights = np.random.default_rng(0).random((2, 16))
     weights[0, 3] = 0
@@ -382,7 +382,7 @@ def test_any_engine_computes_a_cube_in_calls_that_it_takes(backend, bundle, quie
         return answered[-1]
 
     monkeypatch.setattr(Engine, "scores", scores)
-    found, _, _ = score_split(
+    found, *_ = score_split(
         bundle, tmp_path / "x", engine=backend, precision="fp16", limit=70, batch=1000, console=quiet
     )
     assert asked == [(f"{backend}-fp16", 64), (f"{backend}-fp16", 6)]

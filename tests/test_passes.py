@@ -18,6 +18,7 @@ from emoexport.errors import UsageError
 from emoexport.fold import Fold
 from emoexport.passes import Choice, pass_weights
 from emoexport.precision import PRECISIONS
+from emoexport.reference import Reference
 from emoexport.rivals import PlainRival
 from emoexport.summary import summarize
 from emoexport.views import VIEWS, View, zoom
@@ -296,6 +297,22 @@ def test_stacked_members_leave_no_pass_out():
     member = torch.nn.Linear(1, 7)
     with pytest.raises(UsageError, match="stacked members see the same views"):
         Fold(torch.nn.Sequential(member), [VIEWS["flip"], VIEWS["zoom"]], Decision(), weights=np.array([[0.0, 1.0]]))
+
+
+def test_a_view_that_no_member_sees_changes_nothing():
+    """Whichever of the views it is; the others are told apart by their place."""
+    rng = np.random.default_rng(0)
+    members = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7)).eval() for _ in range(2)]
+    views = [VIEWS[name] for name in ("zoom", "flip", "gamma")]
+    faces = rng.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    for unseen in range(3):
+        weights = np.array([[1.0, 2.0, 0.5], [0.3, 1.0, 1.0]])
+        weights[:, unseen] = 0
+        wanted = Reference(members=members, views=views, decision=Decision(), weights=weights)
+        with torch.inference_mode():
+            found = Fold(members, views, Decision(), weights=weights)(torch.from_numpy(faces))
+        assert np.allclose(found[0].numpy(), wanted.run(faces).probabilities, atol=1e-6)
+        assert np.allclose(found[3].numpy(), wanted.scores(faces), atol=1e-6)
 
 
 def test_all_passes_named_one_by_one_are_the_runs_own_vote():

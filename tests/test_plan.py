@@ -196,6 +196,21 @@ def test_a_plan_is_built(made, run_dir, call, tmp_path):
     assert manifest.passes_a_face == plan.candidates[plan.chosen].passes
 
 
+def test_a_plan_replaces_no_bundle_of_the_full_vote(call, run_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    built: list[Path] = []
+
+    def build(run: Path, out: Path, **_: object) -> None:
+        built.append(out)
+        raise BadInput("enough")
+
+    monkeypatch.setattr("emoexport.pipeline.build", build)
+    monkeypatch.setattr(planning, "planned", lambda *_: (Choice(passes={"1:flip": 1.0}), "fp32"))
+    call("build", run_dir)
+    call("build", run_dir, "--plan", "plan.json")
+    assert built == [Path("build/tiny"), Path("build/tiny-few")]
+
+
 @pytest.mark.slow
 def test_plans_that_cannot_be_built_are_told(made, run_dir, call, tmp_path):
     folder, plan = made

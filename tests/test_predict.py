@@ -578,6 +578,15 @@ def test_an_engine_that_fails_is_passed_over_unless_it_was_named(bundle, tmp_pat
         runtime.load(copy.path, engine="onnxruntime", precision="fp16")
 
 
+def test_where_no_engine_answers_that_is_said(bundle, monkeypatch):
+    def refuse(*_: object, **__: object) -> object:
+        raise BadBundle("the runtime refuses it")
+
+    monkeypatch.setattr(runtime, "open_engines", refuse)
+    with pytest.raises(MissingRuntime, match=r"no engine of .* runs here: .* is left out: the runtime refuses it"):
+        runtime.load(bundle.path)
+
+
 def test_a_runtime_that_is_missing_and_certified_is_told(bundle, tmp_path, monkeypatch):
     copy = with_certificates(bundle, tmp_path / "x", {"openvino-fp32": "certified", "onnxruntime-fp32": "certified"})
     installed = Backend.is_installed
