@@ -25,8 +25,8 @@ def candidates_of(
     """For each number of passes those that predict the full vote best, and how they decide.
 
     Passes are chosen one by one, by least squares of the full vote's probabilities, which needs no labels and does not
-    fit them; their weights likewise. Choosing by the likelihood of labels agreed less with the full vote and was not
-    more often right on other faces (docs/decisions/0007-plans.md).
+    fit them; their weights likewise. Choosing by the likelihood of labels agreed less with the full vote, and what
+    it gained in accuracy was not shown on other faces (docs/decisions/0007-plans.md).
 
     Args:
         cube: of the faces that choose, with all passes of the full vote.
