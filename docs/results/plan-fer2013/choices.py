@@ -3,8 +3,9 @@
     python choices.py cubes/validation cubes/test DATA
 
 Single passes by least squares are what `emoexport plan` takes. Grids are all of some members on all of some views,
-grown by one member or view at a time: the one that brings most for each pass that it costs, in squared distance to the full
-vote's probabilities, or in the likelihood of the true labels at the temperature that suits the vote. Prints Markdown.
+grown by one member or view at a time: the one that brings most for each pass that it costs, in squared distance to the
+full vote's probabilities, or in the likelihood of the true labels at the temperature that suits the vote. Prints
+Markdown.
 """
 
 import sys
