@@ -35,6 +35,8 @@ class Backend:
     """What its engines run on."""
     built_from: Literal["", "fold", "graph"] = ""
     """What `build --engine` makes its engines from, which are files of the bundle; empty if it opens the graphs."""
+    prepares_sizes: bool = False
+    """Whether a call in another number of faces than the one before costs it time, unless it is opened for them."""
     compute_capabilities: tuple[str, ...] = ()
     """Of the devices that it runs on; empty for all."""
 
@@ -73,6 +75,7 @@ _OPENVINO = Backend(
     package="openvino",
     requirement="'emoexport[openvino]'",
     precisions=("fp32", "fp16", "bf16", "int8"),
+    prepares_sizes=True,
 )
 
 _TENSORRT = Backend(
@@ -179,6 +182,7 @@ def open_engine(
     threads: int | None = None,
     cache: Path | None = None,
     profiled: bool = False,
+    sizes: Sequence[int] = (),
 ) -> Engine:
     """Compile a graph for this machine, or load what was compiled for it.
 
@@ -191,6 +195,7 @@ def open_engine(
         threads: how many the runtime may use; None leaves it to the runtime.
         cache: where it keeps what it compiles, if it can; None for nowhere.
         profiled: whether `Engine.executed` is to be asked, which costs a little at every call.
+        sizes: the only numbers of faces in a call, of a backend that prepares for them; none for any number.
 
     Raises:
         MissingRuntime: if the runtime is not installed.
@@ -204,6 +209,8 @@ def open_engine(
         ) from err
     started = time.monotonic()
     limits: dict[str, Any] = {"face_shape": face_shape, "max_batch": max_batch}
+    if sizes:
+        limits["sizes"] = sizes
     opened: Engine = engine(graph, precision=precision, threads=threads, cache=cache, profiled=profiled, **limits)
     opened.load_s = round(time.monotonic() - started, 3)
     return opened

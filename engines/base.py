@@ -3,7 +3,7 @@
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +20,8 @@ __all__ = ["Engine", "GraphEngine", "milliseconds_of"]
 class Engine(ABC):
     """A loaded session. It takes faces and answers outcomes; it keeps nothing between calls."""
 
-    backend: ClassVar[str]
+    backend: str
+    """Of `engines.BACKENDS`, or `torch`."""
     load_s = 0.0
     """Seconds that it took to open."""
 
@@ -125,6 +126,7 @@ class GraphEngine(Engine):
         threads: how many the runtime may use; None leaves it to the runtime.
         cache: where it keeps what it compiles; None for nowhere.
         profiled: whether it is to tell what it executes, where that must be known when it is opened.
+        sizes: the only numbers of faces in a call, where the runtime is to be prepared for each; none for any number.
 
     Raises:
         BadBundle: if the runtime refuses the graph.
@@ -143,8 +145,9 @@ class GraphEngine(Engine):
         threads: int | None = None,
         cache: Path | None = None,
         profiled: bool = False,
+        sizes: Sequence[int] = (),
     ) -> None:
-        self._profiled = profiled
+        self._profiled, self._sizes = profiled, tuple(sizes)
         super().__init__(precision=precision, face_shape=face_shape, max_batch=max_batch)
         try:
             self._load(graph, threads, cache)

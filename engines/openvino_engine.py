@@ -1,5 +1,6 @@
 """OpenVINO, on the CPU: one call with all cores, or a call in parts with a core or a few for each."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Sequence
@@ -44,16 +45,23 @@ class OpenVinoEngine(GraphEngine):
     """OpenVINO's name for what it is to be good at."""
 
     def _load(self, graph: Path, threads: int | None, cache: Path | None) -> None:
-        options = self._options(threads)
-        if cache is None:
-            compiled = _core().compile_model(str(graph), "CPU", options)
-        else:
-            with kept_in(cache / self.backend, graph) as folder:
-                compiled = _core().compile_model(str(graph), "CPU", {**options, "CACHE_DIR": str(folder)})
-        self._compiled = compiled
         self._lock = threading.Lock()
-        streams = compiled.get_property("NUM_STREAMS")
-        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        with contextlib.nullcontext() if cache is None else kept_in(cache / self.backend, graph) as folder:
+            options = self._options(threads) | ({} if folder is None else {"CACHE_DIR": str(folder)})
+            if self._sizes:
+                sized = {size: self._compile_for(size, graph, options) for size in self._sizes}
+                self._compiled = sized[max(sized)]
+            else:
+                sized, self._compiled = {}, _core().compile_model(str(graph), "CPU", options)
+        self._sized = {size: compiled.create_infer_request() for size, compiled in sized.items()}
+        streams = self._compiled.get_property("NUM_STREAMS")
+        self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
+
+    def _compile_for(self, size: int, graph: Path, options: dict[str, str]) -> Any:
+        """The graph for calls of so many faces, each with all cores: small ones gain nothing from streams."""
+        model = _core().read_model(str(graph))
+        model.reshape([size, *self.face_shape])
+        return _core().compile_model(model, "CPU", options | {"PERFORMANCE_HINT": OpenVinoEngine.hint})
 
     def _options(self, threads: int | None) -> dict[str, str]:
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": self.hint}
@@ -98,6 +106,11 @@ class OpenVinoEngine(GraphEngine):
 
     def _infer(self, faces: NDArray[np.uint8], *outputs: str) -> list[NDArray[Any]]:
         """Outputs of all faces, computed in as many parts as there are streams, of one size within a face."""
+        if self._sizes:
+            with self._lock:
+                request = self._sized[len(faces)]
+                _compute([request], [{"faces": faces}])
+                return _fetch([request], outputs)
         parts = np.array_split(faces, min(len(self._requests), len(faces)))
         requests = self._requests[: len(parts)]
         with self._lock:  # the requests hold what goes in and what comes out

@@ -15,6 +15,7 @@ Source: cascades of an ensemble's members, Wang et al. 2022 (arXiv:2012.01988); 
 the offsets, Guo et al. 2017 (arXiv:1706.04599).
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -163,6 +164,38 @@ class Cascade(Record):
         leaves = np.zeros(len(scores), dtype=bool) if self.threshold is None else risk <= self.threshold
         return StageAnswer(leaves, outcome, risk)
 
+    def walk(self, faces: int, compute: Callable[[NDArray[np.int64], int], FloatArray]) -> CascadeRun:
+        """Take faces through the stages.
+
+        Args:
+            faces: how many, N.
+            compute: given which of them, `(n,)` integers below N, and a stage, finds the probabilities of the passes
+                that the stage adds, `(n, added, L)`. It is asked for none twice.
+
+        Raises:
+            BadInput: if what it finds is of another shape or not finite.
+        """
+        labels = len(self.decision.labels)
+        outcome = Outcome(np.zeros((faces, labels), np.float32), np.zeros(faces, np.int64), np.zeros(faces, np.float32))
+        left = np.zeros(faces, dtype=np.int64)
+        for rows in faces_at_once(faces, self._scores_a_face):
+            waiting = np.arange(faces)[rows]
+            scores = np.empty((len(waiting), 0, labels), dtype=np.float32)
+            for stage in range(len(self.stages)):
+                scores = np.concatenate([scores, compute(waiting, stage)], axis=1)
+                if self.threshold is None and stage < len(self.stages) - 1:
+                    continue
+                found = self.answer(stage, scores)
+                leaving = waiting[found.leaves]
+                left[leaving] = stage
+                outcome.probabilities[leaving], outcome.label[leaving], outcome.confidence[leaving] = (
+                    found.outcome.take(found.leaves)
+                )
+                waiting, scores = waiting[~found.leaves], scores[~found.leaves]
+                if not waiting.size:
+                    break
+        return CascadeRun(outcome, left, self.sizes[left])
+
     def run(self, scores: FloatArray) -> CascadeRun:
         """Take all faces of a cube through the stages.
 
@@ -173,24 +206,8 @@ class Cascade(Record):
             BadInput: if they are of another shape or not finite.
         """
         self._check_cube(scores)
-        count, labels = len(scores), len(self.decision.labels)
-        outcome = Outcome(np.zeros((count, labels), np.float32), np.zeros(count, np.int64), np.zeros(count, np.float32))
-        left = np.zeros(count, dtype=np.int64)
-        waiting = np.arange(count)
-        for stage in range(len(self.stages)):
-            if self.threshold is None and stage < len(self.stages) - 1:
-                continue
-            for rows in faces_at_once(len(waiting), self._scores_a_face):
-                faces = waiting[rows]
-                found = self.answer(stage, scores[faces[:, None], *self._axes(stage)])
-                leaving = faces[found.leaves]
-                left[leaving] = stage
-                outcome.probabilities[leaving], outcome.label[leaving], outcome.confidence[leaving] = (
-                    found.outcome.take(found.leaves)
-                )
-                waiting[rows] = np.where(found.leaves, -1, faces)
-            waiting = waiting[waiting >= 0]
-        return CascadeRun(outcome, left, self.sizes[left])
+        added = [np.array(stage.passes).T for stage in self.stages]
+        return self.walk(len(scores), lambda faces, stage: scores[faces[:, None], *added[stage]])
 
     def paths(self, scores: FloatArray) -> Paths:
         """What every stage says of every face of a cube `(N, K, V, L)`.

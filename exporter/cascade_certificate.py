@@ -9,7 +9,8 @@ the first such in the order passes by luck, and that has a probability of at mos
 Source: Angelopoulos, Bates, Candès, Jordan and Lei 2021, "Learn then Test" (arXiv:2110.01052), fixed sequence testing.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,16 @@ from emoexport.config import Record
 from emoexport.errors import BadInput, UsageError
 from emoexport.statistics import Estimate, changed, exact_bound, paired_interval, paired_p, paired_points
 
-__all__ = ["THRESHOLDS", "CascadeCertificate", "agreement_p", "certify", "fixed_sequence"]
+__all__ = [
+    "ASSUMPTION",
+    "THRESHOLDS",
+    "CascadeCertificate",
+    "agreement_p",
+    "certify",
+    "fixed_sequence",
+    "p_value",
+    "passing",
+]
 
 THRESHOLDS = tuple(float(f"{value:.4g}") for value in np.geomspace(1e-3, 0.6, 160))
 """The thresholds that are tried, fixed once and for all, the smallest first."""
@@ -41,7 +51,7 @@ class CascadeCertificate(Record):
     epsilon: float | None = None
     """Of `agreement`: the largest share of faces that may be decided otherwise than by the full vote."""
     max_drop: float | None = None
-    """Of `accuracy`: how much lower it may be than the full vote's, as a share of the faces."""
+    """How much lower accuracy may be than the full vote's, as a share of the faces."""
     delta: float
     """How probable it is at most, over calibration sets, that this certificate says what is not so."""
     faces: int
@@ -52,6 +62,8 @@ class CascadeCertificate(Record):
     """In the order in which they were to be tried."""
     passed: int
     """How many of them passed, one after the other, before the first that did not."""
+    vote_holds: bool = True
+    """Whether the last stage itself is shown to be within the limits; it is where its vote is the full vote meant."""
     passes_per_face: float
     """Mean over the calibration faces, as all that follows."""
     left: tuple[int, ...]
@@ -72,10 +84,17 @@ class CascadeCertificate(Record):
     @property
     def sentence(self) -> str:
         """What is certified, in words."""
+        claims = []
         if self.epsilon is not None:
-            claim = f"at most {100 * self.epsilon:g} % of faces are decided otherwise than by the full vote"
-        else:
-            claim = f"accuracy is at most {100 * (self.max_drop or 0):g} points below that of the full vote"
+            claims.append(f"at most {100 * self.epsilon:g} % of faces are decided otherwise than by the full vote")
+        if self.max_drop is not None:
+            claims.append(f"accuracy is at most {100 * self.max_drop:g} points below that of the full vote")
+        claim = " and ".join(claims)
+        if not self.vote_holds:
+            return (
+                f"Nothing is certified: {self.faces:,} faces do not show that {claim} even where none leaves early: "
+                "this engine's own vote is too far from the one it is held against."
+            )
         if self.threshold is None:
             return (
                 f"Nothing is certified: {self.faces:,} faces do not show that {claim} where any leave early, so every "
@@ -92,6 +111,7 @@ def certify(
     scores: NDArray[np.floating],
     labels: NDArray[np.int64] | None = None,
     *,
+    vote: NDArray[np.int64] | None = None,
     epsilon: float | None = None,
     max_drop: float | None = None,
     delta: float = 0.05,
@@ -100,16 +120,19 @@ def certify(
 ) -> tuple[Cascade, CascadeCertificate]:
     """Find the largest threshold that is certified.
 
-    `agreement` is tested by the exact binomial test, so delta holds for every n. `accuracy` is tested by the score
-    test of Tango 1998, which is approximate: see `paired_interval` for how it covers.
+    `epsilon` is tested by the exact binomial test, so delta holds for every n. `max_drop` is tested by the score
+    test of Tango 1998, which is approximate: see `paired_interval` for how it covers. Where both are asked for, both
+    must pass: that both are broken by luck is no more probable than that one is.
 
     Args:
         cascade: as fitted; its rule is `agreement` or `accuracy`.
         scores: of the calibration faces, `(N, K, V, L)`. None of them may have had a part in the fit, or in the
             choice of the thresholds.
-        labels: true labels, `(N,)` int64; needed for the rule `accuracy`.
+        labels: true labels, `(N,)` int64; needed for `max_drop`.
+        vote: labels of the full vote that is meant, `(N,)` int64: of the reference, where the scores are those of
+            numbers with fewer bits. None for the full vote of the scores.
         epsilon: for the rule `agreement`, in (0, 1).
-        max_drop: for the rule `accuracy`, in (0, 1).
+        max_drop: for the rule `accuracy`, in (0, 1); for `agreement`, if accuracy is to be shown too.
         delta: in (0, 0.5).
         thresholds: fixed before these faces were looked at, in rising order.
         data_sha256: of what was read, to be kept in the certificate.
@@ -125,14 +148,17 @@ def certify(
     count = len(scores) if labels is None else len(labels)
     if not count == len(scores) > 0:
         raise BadInput(f"found {len(scores)} faces and {count} labels; needed is one for each of 1 or more.")
-    if labels is None and cascade.rule == "accuracy":
-        raise UsageError("the rule 'accuracy' is certified on true labels; none were given.")
+    if labels is None and max_drop is not None:
+        raise UsageError("what accuracy may be lost is certified on true labels; none were given.")
     paths = cascade.paths(scores)
-    p_values = _p_values(paths, labels, thresholds, epsilon=epsilon, max_drop=max_drop)
-    passed = int(fixed_sequence(p_values <= delta))
+    full = paths.labels[-1] if vote is None else vote
+    held = functools.partial(p_value, full=full, truth=labels, epsilon=epsilon, max_drop=max_drop)
+    # Where the last stage is the vote that is meant, none is decided otherwise, and there is nothing to show.
+    vote_holds = vote is None or held(paths.labels[-1]) <= delta
+    passed = passing(paths, held, thresholds=thresholds, delta=delta) if vote_holds else 0
     threshold = float(thresholds[passed - 1]) if passed else None
     stage = paths.leaving(threshold)
-    label, full = paths.labels_at(stage), paths.labels[-1]
+    label = paths.labels_at(stage)
     disagreements = int((label != full).sum())
     gained: dict[str, object] = {}
     if labels is not None:
@@ -152,6 +178,7 @@ def certify(
             "threshold": threshold,
             "thresholds": tuple(map(float, thresholds)),
             "passed": passed,
+            "vote_holds": vote_holds,
             "passes_per_face": float(cascade.sizes[stage].mean()),
             "left": tuple(np.bincount(stage, minlength=len(cascade.stages)).tolist()),
             "disagreements": disagreements,
@@ -161,6 +188,21 @@ def certify(
         }
     )
     return cascade.model_copy(update={"threshold": threshold}), certificate
+
+
+def passing(
+    paths: Paths, held: Callable[[NDArray[np.int64]], float], *, thresholds: Sequence[float], delta: float
+) -> int:
+    """How many thresholds pass one after the other, before the first that does not.
+
+    Args:
+        paths: of the calibration faces.
+        held: the p-value of labels `(N,)`.
+        thresholds: in the order in which they are tried.
+        delta: the largest p-value that passes.
+    """
+    p_values = np.array([held(paths.labels_at(paths.leaving(threshold))) for threshold in thresholds])
+    return int(fixed_sequence(p_values <= delta))
 
 
 def fixed_sequence(rejected: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -185,26 +227,34 @@ def agreement_p(disagreements: NDArray[np.int64], faces: int, epsilon: float) ->
     return found
 
 
-def _p_values(
-    paths: Paths,
-    labels: NDArray[np.int64] | None,
-    thresholds: Sequence[float],
+def p_value(
+    label: NDArray[np.int64],
     *,
-    epsilon: float | None,
-    max_drop: float | None,
-) -> NDArray[np.float64]:
-    found = []
-    full = paths.labels[-1]
-    for threshold in thresholds:
-        label = paths.labels_at(paths.leaving(threshold))
-        if epsilon is not None:
-            found.append(float(agreement_p((label != full).sum(), len(full), epsilon)))
-        else:
-            assert labels is not None
-            assert max_drop is not None
-            mended, broken = changed(full == labels, label == labels)
-            found.append(float(paired_p(mended, broken, len(full), max_drop)))
-    return np.array(found)
+    full: NDArray[np.int64],
+    truth: NDArray[np.int64] | None = None,
+    epsilon: float | None = None,
+    max_drop: float | None = None,
+) -> float:
+    """How probable labels that go so well with the full vote's are, if they are not within the limits in truth.
+
+    Args:
+        label: `(N,)`.
+        full: of the full vote, `(N,)`.
+        truth: `(N,)`; needed for `max_drop`.
+        epsilon: the largest share of labels that may differ; None for no limit, as in the next.
+        max_drop: how much lower accuracy may be, as a share.
+
+    Returns:
+        The larger of the p-values of the limits: a test of both needs no correction.
+    """
+    found = [0.0]
+    if epsilon is not None:
+        found.append(float(agreement_p((label != full).sum(), len(full), epsilon)))
+    if max_drop is not None:
+        assert truth is not None
+        mended, broken = changed(full == truth, label == truth)
+        found.append(float(paired_p(mended, broken, len(full), max_drop)))
+    return max(found)
 
 
 def _require_sense(
@@ -212,11 +262,13 @@ def _require_sense(
 ) -> None:
     if cascade.rule == "exact":
         raise UsageError("the rule 'exact' needs no certificate: its labels are those of the full vote.")
-    allowed, other, name = (
-        (epsilon, max_drop, "epsilon") if cascade.rule == "agreement" else (max_drop, epsilon, "max_drop")
-    )
-    if allowed is None or other is not None or not 0 < allowed < 1:
-        raise UsageError(f"the rule '{cascade.rule}' is certified for {name}, in (0, 1), and for nothing else.")
+    if cascade.rule == "agreement" and epsilon is None:
+        raise UsageError("the rule 'agreement' is certified for epsilon; none was given.")
+    if cascade.rule == "accuracy" and (max_drop is None or epsilon is not None):
+        raise UsageError("the rule 'accuracy' is certified for max_drop, and for nothing else.")
+    for limit in (epsilon, max_drop):
+        if limit is not None and not 0 < limit < 1:
+            raise UsageError(f"found the limit {limit:g}; needed is a share in (0, 1).")
     if not 0 < delta < 0.5:
         raise UsageError(f"found delta = {delta:g}; needed is a probability in (0, 0.5).")
     if not thresholds or list(thresholds) != sorted(set(thresholds)) or not 0 <= thresholds[0] <= thresholds[-1] <= 1:

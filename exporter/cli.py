@@ -9,6 +9,7 @@ from rich.console import Console
 from emoexport import __version__
 from emoexport.cli_bench import bench
 from emoexport.cli_build import build
+from emoexport.cli_cascade import cascade
 from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
 from emoexport.cli_doctor import doctor
@@ -99,6 +100,7 @@ app.command()(verify)
 app.command()(bench)
 app.command()(report)
 app.command()(plan)
+app.command()(cascade)
 app.command()(predict)
 app.add_typer(data_commands, name="data")
 

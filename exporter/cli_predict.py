@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -57,6 +57,10 @@ def predict(
     precision: Annotated[
         str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
     ] = None,
+    cascade: Annotated[
+        str | None,
+        typer.Option(help="A cascade of the bundle, by its rule or its name; emoexport cascade makes one."),
+    ] = None,
     threads: Threads = None,
     cache: Cache = None,
 ) -> None:
@@ -84,8 +88,9 @@ def predict(
     console = console_of(stderr=True)
     tally = _Tally(console)
     root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files])) if files else None  # noqa: PTH100
+    chosen: dict[str, Any] = {"engine": engine, "precision": precision, "batch": batch, "cascade": cascade}
     with (
-        load(where, engine=engine, precision=precision, batch=batch, threads=threads, cache=cache) as session,
+        load(where, **chosen, threads=threads, cache=cache) as session,
         open_writer(writer_type, out, session.labels) as writer,
     ):
         tally.say(f"{where}, {session.why}")
@@ -95,7 +100,10 @@ def predict(
             writer.write(judged)
             if annotated is not None:
                 annotate(judged, annotated, root)
+        drift = session.drift()
     tally.tell(detect=detect)
+    if drift is not None and drift.drifted:
+        tally.say(drift.sentence, "yellow")
     if out is not None:
         tally.say(f"written: {out}")
     raise typer.Exit(4 if tally.unreadable else 0)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from emoexport.bundle import Bundle, PackageEntry
+from emoexport.cascade_record import CASCADE_FILE, CASCADES, CascadeRecord, is_cascade, read_cascade
+from emoexport.cascade_stages import Calls
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, read_certificate
@@ -14,6 +16,8 @@ from emoexport.engines.cuda import require_device
 from emoexport.engines.machine import describe_processor, instruction_sets, kernel_driver, versions_of
 from emoexport.engines.passport import Passport, passport_of, passports_in, rebuild_command
 from emoexport.errors import BadBundle, EmoexportError, MissingRuntime, WrongMachine
+from emoexport.files import sha256_of
+from emoexport.pass_engine import CascadeEngine
 from emoexport.precision import PRECISIONS
 
 __all__ = [
@@ -23,7 +27,9 @@ __all__ = [
     "file_for",
     "graphs_of",
     "noted",
+    "open_cascade",
     "open_engines",
+    "open_members",
     "origin_of",
     "sizes_of",
     "where_it_runs",
@@ -97,6 +103,62 @@ def open_engines(
     return opened
 
 
+def open_cascade(
+    bundle: Bundle, name: str, *, threads: int | None = None, cache: Path | None = None
+) -> tuple[CascadeEngine, CascadeRecord]:
+    """Open a cascade of a bundle.
+
+    Args:
+        bundle: the bundle.
+        name: as `cascade_record.cascades_in` has it.
+        threads: how many its runtime may use.
+        cache: where a runtime that can keeps what it compiles.
+
+    Raises:
+        BadBundle: if it is not there, was changed, or is of another bundle.
+        MissingRuntime: if its runtime is not installed.
+    """
+    record = read_cascade(bundle, name)
+    (backend,) = backends_named([record.backend])
+    members = open_members(
+        [bundle.path / CASCADES / name / file for file in record.graphs],
+        backend,
+        record.calls,
+        precision=record.precision,
+        face_shape=bundle.manifest.face_shape,
+        threads=threads,
+        cache=cache,
+    )
+    return CascadeEngine(members, record.cascade, face_shape=bundle.manifest.face_shape, calls=record.calls), record
+
+
+def open_members(
+    graphs: Sequence[Path],
+    backend: Backend,
+    calls: Calls,
+    *,
+    precision: str,
+    face_shape: tuple[int, int, int],
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> list[Engine]:
+    """Open the graphs of single passes, one a member, as `pass_graph.write_pass_graphs` wrote them.
+
+    Args:
+        graphs: the files.
+        backend: that opens graphs.
+        calls: the numbers of passes that they are called with.
+        precision: of the graphs.
+        face_shape: `(H, W, C)` of the faces, without the row that a graph of passes has more.
+        threads: how many the runtime may use.
+        cache: where a runtime that can keeps what it compiles.
+    """
+    height, width, channels = face_shape
+    settings: dict[str, Any] = {"precision": precision, "max_batch": calls.sizes[-1], "threads": threads}
+    settings |= {"cache": cache, "sizes": calls.sizes if calls.prepared else ()}
+    return [open_engine(backend, graph, face_shape=(height + 1, width, channels), **settings) for graph in graphs]
+
+
 def can_open(bundle: Bundle, backend: Backend, precision: str) -> str:
     """Why a backend opens nothing of a bundle at a precision; empty if it can. Nothing is loaded."""
     if not backend.is_installed():
@@ -127,8 +189,12 @@ class Named(Protocol):
 def origin_of(bundle: Bundle, engine: Named) -> tuple[str, str]:
     """What an engine of a bundle was opened from: the file, relative to the bundle, and its SHA-256.
 
-    That of a graph is followed by that of its weights, where they stand beside it.
+    That of a graph is followed by that of its weights, where they stand beside it. That of a cascade is of its record,
+    which has those of its graphs.
     """
+    if is_cascade(engine.name):
+        file = f"{CASCADES}/{engine.name}/{CASCADE_FILE}"
+        return file, sha256_of(bundle.path / file)
     backend, manifest = BACKENDS[engine.backend], bundle.manifest
     if not backend.built_from:
         return manifest.graphs[engine.precision].file, bundle.graph_sha256(engine.precision)

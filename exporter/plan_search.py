@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from emoexport.comparison import Comparison
 from emoexport.cube import Cube
 from emoexport.decision import Decision
 from emoexport.passes import Choice, inner_products
-from emoexport.plan import Candidate, Comparison, Goals
+from emoexport.plan import Candidate, Goals
 from emoexport.vote_prediction import order_passes, predicting_weights
 
 __all__ = ["SIZES", "candidates_of", "is_likely_to_hold", "likeliest"]

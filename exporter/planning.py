@@ -13,6 +13,7 @@ from rich.console import Console
 from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
 from emoexport.clock import timestamp
+from emoexport.comparison import Comparison
 from emoexport.cube import Cube
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
@@ -23,7 +24,7 @@ from emoexport.files import new_directory, write_bytes, write_text
 from emoexport.opening import certificate_here, noted, open_engines
 from emoexport.passes import Choice
 from emoexport.pipeline import build
-from emoexport.plan import PLAN_FILE, Comparison, Goals, Plan, Timing
+from emoexport.plan import PLAN_FILE, Goals, Plan, Timing
 from emoexport.plan_search import candidates_of, likeliest
 from emoexport.plan_tables import plan_markdown, plan_plot
 from emoexport.progress import progress_bar

@@ -10,17 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emoexport.bundle import Bundle
+from emoexport.cascade_drift import ExitDrift, exit_drift
+from emoexport.cascade_record import cascades_in, read_cascade
 from emoexport.engines import BACKENDS, Backend, require_known
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.machine import describe_processor
-from emoexport.errors import BadInput, MissingRuntime, UsageError
-from emoexport.opening import can_open, certificate_here, certificate_notes, open_engines, origin_of
+from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
+from emoexport.opening import (
+    can_open,
+    certificate_here,
+    certificate_notes,
+    open_cascade,
+    open_engines,
+    origin_of,
+)
 from emoexport.outcome import Outcome
+from emoexport.pass_engine import CascadeEngine
 from emoexport.precision import PRECISIONS
 from emoexport.throughput import SpeedReport
 
-__all__ = ["Session", "load"]
+__all__ = ["Session", "best_graph_engine", "load"]
 
 _BATCH = 16
 """Faces in a call where no certificate says how many were tried."""
@@ -54,6 +64,8 @@ class _Chosen(NamedTuple):
     """That holds here; None if there is none."""
     why: str
     notes: list[str]
+    left: tuple[int, ...] | None = None
+    """Of a cascade, how many of the faces that certified it left at each stage."""
 
 
 def load(
@@ -63,6 +75,7 @@ def load(
     precision: str | None = None,
     device: str | None = None,
     batch: int | None = None,
+    cascade: str | None = None,
     threads: int | None = None,
     cache: str | Path | None = None,
 ) -> "Session":
@@ -77,6 +90,8 @@ def load(
         precision: `fp32`, `int8` and so on; the best if none.
         device: only engines that run on it, `cpu` or `cuda`; both if none.
         batch: faces in a call of the runtime; if none the most that the certificate was given for, up to 64.
+        cascade: one of the bundle, instead of its whole fold: a rule such as `agreement`, or the whole name; of several
+            with the rule, of these engines and precisions, the fastest whose certificate holds here.
         threads: how many the runtime may use; it chooses itself if none.
         cache: a folder where runtimes keep what they compile.
 
@@ -93,9 +108,11 @@ def load(
         if device not in (None, BACKENDS[engine].device):
             raise UsageError(f"{engine} runs on {BACKENDS[engine].device}, and {device} is asked for.")
     opened = Bundle.open(Path(bundle))
-    if batch is not None and not 1 <= batch <= opened.manifest.max_batch:
+    if batch is not None and not 1 <= batch <= (opened.manifest.max_batch if cascade is None else batch):
         raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {opened.manifest.max_batch} faces.")
     limits = {"threads": threads, "cache": Path(cache) if cache else None}
+    if cascade is not None:
+        return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)
     return Session(opened, _choose(opened, engine, precision, device, batch, limits), batch)
 
 
@@ -126,6 +143,7 @@ class Session:
         self.notes = (*chosen.notes, *certificate_notes(bundle, [chosen.engine], [self.batch]))
         self._lock = threading.Lock()
         self._engine: Engine | None = chosen.engine
+        self._left = chosen.left
 
     def run(self, faces: NDArray[np.uint8]) -> Outcome:
         """Decide about faces, `batch` of them in a call of the runtime.
@@ -146,6 +164,16 @@ class Session:
                 raise BadInput("the session is closed.", hint="emoexport.load opens another")
             return self._engine.run_all(faces, batch_size=self.batch)
 
+    def drift(self) -> ExitDrift | None:
+        """Whether faces so far leave a cascade where those that certified it did; None without one, or without faces.
+
+        Faces are taken for independent, which frames of one video are not.
+        """
+        with self._lock:
+            if self._left is None or not isinstance(self._engine, CascadeEngine) or not sum(self._engine.left):
+                return None
+            return exit_drift(self._left, self._engine.left)
+
     def close(self) -> None:
         """Let go of the engine, after the call that is under way."""
         with self._lock:
@@ -158,6 +186,40 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: str | None = None) -> tuple[str, str]:
+    """The engine that `load` would open first, of those that open graphs; nothing is opened.
+
+    Args:
+        bundle: the bundle.
+        engine: a runtime; any if none.
+        precision: any if none.
+
+    Returns:
+        Its runtime and its precision.
+
+    Raises:
+        UsageError: if there is no such engine or precision.
+        BadBundle: if the bundle has no such graph.
+        MissingRuntime: if no such engine runs here.
+    """
+    certificates, speeds = certificates_in(bundle.path), _speeds_of(bundle, None)
+    candidates = [
+        _candidate(bundle, backend.name, name, certificates, speeds)
+        for backend in BACKENDS.values()
+        for name in bundle.manifest.graphs
+        if not backend.built_from
+        and engine in (None, backend.name)
+        and precision in (None, name)
+        and backend.is_usable()
+        and not can_open(bundle, backend, name)
+    ]
+    if not candidates:  # says what is missing
+        open_engines(bundle, engines=[engine] if engine else None, precisions=[precision] if precision else None)
+        raise UsageError(f"{engine} opens no graphs.", hint="--engine names a runtime that does")
+    best = min(candidates, key=lambda one: (not one.is_certified, -one.speed * one.is_certified, *_place(one)))
+    return best.backend, best.precision
 
 
 def _choose(
@@ -209,6 +271,43 @@ def _choose(
         open_engines(bundle, device=device, **asked, **limits)
     why = notes[-1] if notes else "none can be opened."
     raise MissingRuntime(f"no engine of {bundle.path} runs here: {why}", hint="emoexport doctor")
+
+
+def _cascade(
+    bundle: Bundle,
+    name: str,
+    engine: str | None,
+    precision: str | None,
+    device: str | None,
+    limits: dict[str, Any],
+) -> _Chosen:
+    """Open the fastest cascade of a name, or of a rule, whose certificate holds here; or else the fastest."""
+    known = cascades_in(bundle.path)
+    if not known:
+        raise BadBundle(f"{bundle.path} has no cascade.", hint=f"emoexport cascade {bundle.path}")
+    records = [read_cascade(bundle, one) for one in known if one == name or one.startswith(f"cascade-{name}-")]
+    found = [
+        record
+        for record in records
+        if engine in (None, record.backend)
+        and precision in (None, record.precision)
+        and device in (None, BACKENDS[record.backend].device)
+    ]
+    if not found:
+        raise UsageError(f"{bundle.path} has no such cascade as {name}; it has {', '.join(known)}.", hint=known[0])
+    notes = []
+    for record in sorted(found, key=lambda one: (one.verdict != "certified", one.timing.ms_a_face)):
+        try:
+            opened, _ = open_cascade(bundle, record.engine, **limits)
+        except MissingRuntime as err:
+            notes.append(f"{record.engine} is left out: {err}")
+            continue
+        opened.walk(np.zeros((1, *opened.face_shape), dtype=np.uint8))
+        certificate, stale = certificate_here(bundle, opened)
+        holds = certificate is not None and not stale and certificate.verdict == "certified"
+        why = record.sentences[0] if holds else "it was asked for."
+        return _Chosen(opened, certificate if holds else None, f"{record.engine}: {why}", notes, record.left)
+    raise MissingRuntime(f"no runtime for {name} is here: {notes[-1]}", hint="emoexport doctor")
 
 
 def _candidate(

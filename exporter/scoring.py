@@ -17,9 +17,8 @@ from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import UsageError
 from emoexport.opening import open_engines
 from emoexport.progress import progress_bar
-from emoexport.reference import Reference
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
-from emoexport.sessions import open_judge, open_reference
+from emoexport.sessions import open_judge, open_reference, run_of
 from emoexport.train.dataset import Faces
 
 __all__ = ["Scored", "score_split"]
@@ -35,13 +34,15 @@ class Scored(NamedTuple):
     """That were scored."""
     rows: NDArray[np.bool_]
     """Which rows are clean, `(N,)`; all where none are or all are."""
+    unfit: str
+    """Why they show nothing of how the members do on new faces; empty where they do."""
 
 
 def score_split(
     bundle: Bundle,
     out: Path | None = None,
     *,
-    engine: str = "torch",
+    engine: str | Engine = "torch",
     precision: str = "fp32",
     data: str | None = None,
     split: str | None = None,
@@ -59,8 +60,8 @@ def score_split(
     Args:
         bundle: the bundle.
         out: the cube's directory; None for `cubes/<bundle>-<split>-<engine>-<precision>`.
-        engine: a name of `BACKENDS`, or `torch` for the reference.
-        precision: which graph of the bundle the engine runs.
+        engine: a name of `BACKENDS`, or `torch` for the reference; or an engine of the bundle that is open.
+        precision: which graph of the bundle the engine that is named runs.
         data: where the faces are; None for where the run read them.
         split: which split; None for the one meant for testing. `validation` are the faces that the members were
             validated on, also where the run drew them from a training split.
@@ -81,21 +82,22 @@ def score_split(
         BadData: if the faces cannot be read.
         CheckFailed: if the engine answers no probabilities.
     """
-    _require_known(engine, precision)
+    if isinstance(engine, str):
+        _require_known(engine, precision)
     if bundle.manifest.choice.passes:
         raise UsageError(
             f"{bundle.path} leaves passes out; a cube holds those of all members on all views.",
             hint="name a bundle that was built without --pass",
         )
-    reference, where, record = open_reference(bundle, run)
-    opened = _open(bundle, reference, engine, precision, threads)
+    where, record = run_of(bundle, run)
+    opened = _open(bundle, engine, precision, threads, run) if isinstance(engine, str) else engine
     dataset = data_of_run(where, record, data, label_order=label_order, skip_bad=skip_bad)
     split = split or dataset.evaluation_split()
     if split == "validation" and split not in dataset.splits:
         validation = validation_faces(where, record, data)
         dataset = dataclasses.replace(dataset, splits={**dataset.splits, split: validation})
     faces, row_sets = drawn_faces(dataset, split, limit)
-    describe_faces(dataset, split, record, console)
+    unfit = describe_faces(dataset, split, record, console)
     request = _request(bundle, opened, faces, data=data_name(dataset.source), split=split)
     with progress_bar(console, f"{opened.name}: every pass of every face", len(faces)) as advance:
         cube = compute_cube(
@@ -111,7 +113,7 @@ def score_split(
         )
     decision = bundle.manifest.decision
     accuracies = tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in row_sets.items())
-    return Scored(cube, accuracies, faces, row_sets.get("clean", row_sets["all"]))
+    return Scored(cube, accuracies, faces, row_sets.get("clean", row_sets["all"]), unfit)
 
 
 def _require_known(engine: str, precision: str) -> None:
@@ -126,9 +128,9 @@ def _require_known(engine: str, precision: str) -> None:
         )
 
 
-def _open(bundle: Bundle, reference: Reference, engine: str, precision: str, threads: int | None) -> Engine:
+def _open(bundle: Bundle, engine: str, precision: str, threads: int | None, run: Path | None) -> Engine:
     if engine == TorchEngine.backend:
-        return open_judge(bundle, reference, threads)
+        return open_judge(bundle, open_reference(bundle, run)[0], threads)
     return open_engines(bundle, engines=[engine], precisions=[precision], threads=threads)[0]
 
 

@@ -5,7 +5,7 @@ fractions of the face, so a view means the same at every size; pixels outside th
 Each of the eight transforms stands twice, on the face and on its mirror image. So the set is closed under
 flips: a mirrored face is shown the same 16 pictures, in another order.
 
-To add a view, write one function and one row.
+To add a view, write one function and one row; a function that moves pixels says in `MOVES` where it reads them.
 """
 
 import difflib
@@ -30,19 +30,17 @@ def identity(faces: Tensor) -> Tensor:
 
 def shift(faces: Tensor, *, right: float = 0.0, down: float = 0.0) -> Tensor:
     """Move the picture by fractions of its width and height."""
-    return _sample(faces, ((1.0, 0.0, -right), (0.0, 1.0, -down)))
+    return _sample(faces, _shifted(*faces.shape[-2:], right=right, down=down))
 
 
 def zoom(faces: Tensor, *, factor: float) -> Tensor:
     """Enlarge the picture about its centre."""
-    return _sample(faces, ((1 / factor, 0.0, 0.0), (0.0, 1 / factor, 0.0)))
+    return _sample(faces, _zoomed(*faces.shape[-2:], factor=factor))
 
 
 def rotate(faces: Tensor, *, degrees: float) -> Tensor:
     """Turn the picture clockwise about its centre."""
-    height, width = faces.shape[-2:]
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return _sample(faces, ((cos, sin * height / width, 0.0), (-sin * width / height, cos, 0.0)))
+    return _sample(faces, _rotated(*faces.shape[-2:], degrees=degrees))
 
 
 def brightness(faces: Tensor, *, factor: float) -> Tensor:
@@ -60,6 +58,27 @@ def gamma(faces: Tensor, *, exponent: float) -> Tensor:
     return faces**exponent
 
 
+Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""A place in the output to one in the input, both in fractions of the face from its centre."""
+
+
+def _shifted(height: int, width: int, *, right: float = 0.0, down: float = 0.0) -> Affine:  # noqa: ARG001
+    return (1.0, 0.0, -right), (0.0, 1.0, -down)
+
+
+def _zoomed(height: int, width: int, *, factor: float) -> Affine:  # noqa: ARG001
+    return (1 / factor, 0.0, 0.0), (0.0, 1 / factor, 0.0)
+
+
+def _rotated(height: int, width: int, *, degrees: float) -> Affine:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return (cos, sin * height / width, 0.0), (-sin * width / height, cos, 0.0)
+
+
+MOVES: Mapping[Callable[..., Tensor], Callable[..., Affine]] = {shift: _shifted, zoom: _zoomed, rotate: _rotated}
+"""Of each function that moves pixels, and changes no light, where it reads them in a face of a height and a width."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """One row of `VIEWS`: a function, its parameters, and whether it sees the mirrored face."""
@@ -72,6 +91,26 @@ class View:
     def __call__(self, faces: Tensor) -> Tensor:
         """Transform faces `(N, C, H, W)` in [0, 1]."""
         return self.function(faces.flip(-1) if self.mirrored else faces, **self.parameters)
+
+    def taps(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where it reads each pixel.
+
+        Returns:
+            Indices int64 `(4, H*W)` into the flat face, and weights float64 `(4, H*W)` that sum to 1.
+        """
+        move = MOVES.get(self.function)
+        affine = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)) if move is None else move(height, width, **self.parameters)
+        taps, weights = _bilinear_taps(height, width, affine)
+        if self.mirrored:
+            taps = taps // width * width + (width - 1 - taps % width)
+        return taps, weights
+
+    def levels(self) -> np.ndarray:
+        """What it makes of each of the 256 levels of a pixel, float32 in [0, 1]; a view that moves pixels, nothing."""
+        levels = torch.arange(256, dtype=torch.float32) / 255
+        if self.function not in MOVES:
+            levels = self.function(levels[None, None, None], **self.parameters)[0, 0, 0]
+        return levels.numpy()
 
 
 _TRANSFORMS = (
@@ -137,9 +176,6 @@ def coinciding(views: Sequence[View], face_shape: tuple[int, int, int]) -> tuple
     faces = torch.from_numpy(np.random.default_rng(0).permuted(levels)).double() / 255
     shown = [view(faces) for view in views]
     return tuple(next(at for at, other in enumerate(shown) if torch.equal(other, picture)) for picture in shown)
-
-
-Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 def _sample(faces: Tensor, affine: Affine) -> Tensor:

@@ -163,8 +163,10 @@ def test_bad_calls_are_refused():
     cascade = fitted("agreement")
     with pytest.raises(UsageError, match="for epsilon"):
         certify(cascade, scores, truth, max_drop=0.01)
-    with pytest.raises(UsageError, match="for epsilon"):
+    with pytest.raises(UsageError, match="found the limit 1;"):
         certify(cascade, scores, epsilon=1.0)
+    with pytest.raises(UsageError, match="for max_drop, and for nothing else"):
+        certify(fitted("accuracy"), scores, truth, max_drop=0.1, epsilon=0.1)
     with pytest.raises(UsageError, match="delta"):
         certify(cascade, scores, epsilon=0.1, delta=0.7)
     with pytest.raises(UsageError, match="must rise"):
@@ -178,6 +180,36 @@ def test_bad_calls_are_refused():
     exact = fit_cascade(scores, decision=Decision(), rule="exact")
     with pytest.raises(UsageError, match="no certificate"):
         certify(exact, scores, epsilon=0.1)
+
+
+def test_the_vote_that_is_meant_may_be_another_ones():
+    """As that of the reference, where the scores are those of numbers with fewer bits."""
+    scores, truth = vote_cube(2000, seed=11)
+    cascade = fitted("agreement")
+    own = cascade.paths(scores).labels[-1]
+    found = certify(cascade, scores, truth, epsilon=0.02)[1]
+    same = certify(cascade, scores, truth, epsilon=0.02, vote=own)[1]
+    assert same == found
+    other = own.copy()
+    other[:10] = (own[:10] + 1) % 7
+    strict = certify(cascade, scores, truth, epsilon=0.02, vote=other)[1]
+    assert strict.vote_holds
+    assert strict.threshold < found.threshold  # 10 of the labels that may differ are spent
+    other[:100] = (own[:100] + 1) % 7
+    broken, certificate = certify(cascade, scores, truth, epsilon=0.02, vote=other)
+    assert not certificate.vote_holds
+    assert broken.threshold is None
+    assert "even where none leaves early" in certificate.sentence
+
+
+def test_accuracy_may_be_asked_for_besides_agreement():
+    scores, truth = vote_cube(1500, seed=12)
+    cascade = fitted("agreement")
+    one = certify(cascade, scores, truth, epsilon=0.05)[1]
+    both = certify(cascade, scores, truth, epsilon=0.05, max_drop=0.003)[1]
+    assert both.passed < one.passed
+    assert both.accuracy_bound_points >= -0.3
+    assert " % of faces are decided otherwise than by the full vote and accuracy is at most" in both.sentence
 
 
 def test_drift_is_seen_and_seldom_where_there_is_none():

@@ -9,10 +9,11 @@ from scipy.special import softmax
 
 from emoexport import planning
 from emoexport.bundle import Bundle
+from emoexport.comparison import Comparison
 from emoexport.decision import Decision
 from emoexport.errors import BadInput, MissingRuntime
 from emoexport.passes import Choice
-from emoexport.plan import Candidate, Comparison, Goals, Plan
+from emoexport.plan import Candidate, Goals, Plan
 from emoexport.plan_search import candidates_of, is_likely_to_hold, likeliest
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from emoexport.comparison import Comparison
 from emoexport.cube import Cube
 from emoexport.decision import Decision
 from emoexport.passes import weighted_vote
-from emoexport.plan import Comparison
 from emoexport.plan_search import candidates_of
 from emoexport.table_format import Row, markdown_table, with_interval
 from emoexport.train.audit import clean_rows
