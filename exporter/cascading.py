@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from emoexport.progress import progress_bar
 from emoexport.scoring import Scored, score_split
 from emoexport.views import views_named
 
-__all__ = ["Claim", "make_cascade", "open_passes", "voting_weights"]
+__all__ = ["Claim", "fitted", "make_cascade", "open_passes", "voting_weights"]
 
 _SECONDS = 60.0
 """That the counted calls of one comparison may take, all together."""
@@ -139,8 +139,9 @@ def make_cascade(
         showing = score_split(bundle, data=data, split=split, engine=passes, **settings)
         reference = score_split(bundle, data=data, split=split, engine=_scorer(), **settings)
         vote = bundle.manifest.decision.decide(reference.cube.vote()).label[showing.rows]
-        cascade = fitted(fitting, claim, bundle, passes.calls, batch)
-        cascade, certificate = certified(cascade, showing, vote, claim)
+        cascade, certificate = certified(
+            fitted(fitting, claim, bundle, passes.calls, batch).cascade, showing, vote, claim
+        )
         opened = CascadeEngine(passes.members, cascade, face_shape=bundle.manifest.face_shape, calls=passes.calls)
         shown = showing.faces.take(showing.rows)
         label, left = _answers(opened, shown.images, batch, console)
@@ -254,10 +255,19 @@ def voting_weights(bundle: Bundle) -> NDArray[np.float64]:
     return found
 
 
-def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: int) -> Cascade:
+class Fitted(NamedTuple):
+    """What a fit comes to."""
+
+    cascade: Cascade
+    labels: NDArray[np.int64]
+    """Of the faces that fit, `(N,)`, each half judged by a fit on the other half."""
+
+
+def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: int) -> Fitted:
     """A cascade fitted on all faces of a cube, with the stages that pay for themselves in calls of so many faces.
 
-    Each half of the faces is judged by a fit on the other half; the stages are chosen by that.
+    Each half of the faces is judged by a fit on the other half; by that the stages are chosen, and a threshold that is
+    to be expected: `certified` finds the one that holds.
 
     Args:
         scored: the faces that fit.
@@ -265,6 +275,9 @@ def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: in
         bundle: that votes.
         calls: what passes take.
         batch: faces in a call.
+
+    Returns:
+        The cascade, and the labels with which these faces leave it, `(N,)`.
     """
     cube, weights = scored.cube, voting_weights(bundle)
     fit = functools.partial(
@@ -280,20 +293,24 @@ def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: in
         fit(cube.scores[fitting], cube.labels[fitting]).paths(cube.scores[judged])
         for fitting, judged in (halves, halves[::-1])
     ]
-    paths = Paths(*(np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)))
-    truth = cube.labels[np.concatenate(halves[::-1])]
+    back = np.argsort(np.concatenate(halves[::-1]))
+    paths = Paths(*(np.concatenate(parts, axis=1)[:, back] for parts in zip(*found, strict=True)))
 
     def threshold(some: Paths) -> float | None:
         if claim.rule == "exact":
             return 0.0
         held = functools.partial(
-            p_value, full=some.labels[-1], truth=truth, epsilon=claim.epsilon, max_drop=claim.max_drop
+            p_value, full=some.labels[-1], truth=cube.labels, epsilon=claim.epsilon, max_drop=claim.max_drop
         )
         passed = passing(some, held, thresholds=THRESHOLDS, delta=claim.delta)
         return THRESHOLDS[passed - 1] if passed else None
 
     whole = fit(cube.scores, cube.labels)
-    return with_stages(whole, choose_stages(whole, paths, threshold, calls, batch))
+    kept = choose_stages(whole, paths, threshold, calls, batch)
+    some = Paths(paths.labels[kept], paths.risks[kept])
+    expected = threshold(some)
+    cascade = with_stages(whole, kept).model_copy(update={"threshold": expected})
+    return Fitted(cascade, some.labels_at(some.leaving(expected)))
 
 
 def _measured(passes: PassEngine, console: Console) -> Calls:

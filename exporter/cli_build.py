@@ -184,11 +184,12 @@ def build(
                 raise UsageError("found --plan, and passes besides it; needed is one of them.", hint="leave out --plan")
             from emoexport.planning import planned  # noqa: PLC0415
 
-            choice, precision = planned(plan, run)
+            out = out or Path("build") / f"{run.resolve().name}-few"
+            run, choice, precision = planned(plan, run, console)
             precisions = precisions or [name for name in (precision,) if name != "fp32"]
         bundle = build_bundle(
             run,
-            out or Path("build") / f"{run.resolve().name}{'-few' if plan else ''}",
+            out or Path("build") / run.resolve().name,
             choice=choice,
             precisions=precisions,
             calibration=Wish(

@@ -1,9 +1,10 @@
-"""`plan.json`: the fewest passes that are shown to decide as well as the full vote, and what they cost here."""
+"""`plan.json`: the cheapest deployment that is shown to decide as well as the full vote, and what it costs here."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from emoexport.cascade_record import CascadeRecord
 from emoexport.comparison import Comparison
 from emoexport.config import Record, SealedRecord
 from emoexport.engines.timing import Ratio
@@ -34,6 +35,8 @@ class Candidate(Record):
 
     choice: Choice
     """As `build` takes it."""
+    soup: str = ""
+    """Which soup of the members the passes are of, as `train.standing.SoupMethod` has it; empty for the members."""
     selection: Comparison
 
     @property
@@ -43,21 +46,21 @@ class Candidate(Record):
 
 
 class Timing(Record):
-    """An engine with some number of passes, timed here."""
+    """Calls of an engine with some passes, timed here."""
 
     engine: str
-    """Runtime and precision."""
-    passes: int
+    """Runtime and precision, or the name of a cascade."""
+    passes: float
+    """That a face takes; of a cascade on average."""
     batch: int
     latency_ms: float
     """Median of a call, end to end."""
+    slow_ms: float
+    """The 99th percentile: what a call of a cascade takes depends on the faces."""
+    ms_a_face: float
+    """Mean of the calls, shared among their faces."""
     times_full: Ratio
     """As fast as the same engine with the full vote, in turn."""
-
-    @property
-    def ms_a_face(self) -> float:
-        """Median of a call, shared among its faces."""
-        return self.latency_ms / self.batch
 
 
 class Plan(SealedRecord):
@@ -77,29 +80,50 @@ class Plan(SealedRecord):
     confirmation_sha256: str
     full_accuracy: float
     """Of the full vote on the faces that choose."""
+    best_member: Comparison
+    """One pass of the member that is right most often with the face as it is, on the same faces."""
     candidates: tuple[Candidate, ...]
     """From one pass to all."""
     chosen: int | None
-    """Index of the candidate; None if none is likely to hold."""
+    """Index of the candidate that came to the final; None if none is likely to hold."""
+    exits: Comparison | None = None
+    """A cascade that came to the final, each half of the faces that choose judged by a fit on the other half."""
+    winner: Literal["passes", "cascade"] | None = None
+    """Of the final: what takes least on the faces that choose; None if nothing came to it."""
     engine: str | None = None
     precision: str | None = None
     batch: int
+    """Faces in a call."""
     timings: tuple[Timing, ...]
     confirmation: Comparison | None = None
-    """Of that engine itself on the faces that had no part in the choice."""
+    """Of the winner's engine itself on the faces that had no part in the choice."""
+    cascade: CascadeRecord | None = None
+    """The winner as it stands in the bundle, certified on these faces; None unless a cascade won."""
+    bundle: str
+    """The bundle, relative to the plan."""
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not tried and why, a sentence each."""
     machine: dict[str, str]
 
     @property
     def choice(self) -> Choice | None:
-        """What is to be built."""
-        return None if self.chosen is None else self.candidates[self.chosen].choice
+        """What is to be built; None if there is nothing, or it is a cascade, which the bundle has."""
+        if self.chosen is None or self.winner != "passes":
+            return None
+        return self.candidates[self.chosen].choice
+
+    @property
+    def selection(self) -> Comparison | None:
+        """Of the winner, on the faces that chose it."""
+        if self.winner == "cascade":
+            return self.exits
+        return None if self.chosen is None else self.candidates[self.chosen].selection
 
     @property
     def shrinkage_points(self) -> float | None:
-        """By how much the gain is smaller where the choice was confirmed than where it was made."""
-        if self.chosen is None or self.confirmation is None:
+        """By how much the gain is smaller where the winner was confirmed than where it was chosen."""
+        if self.selection is None or self.confirmation is None:
             return None
-        selection = self.candidates[self.chosen].selection
-        return round(selection.gain_points.value - self.confirmation.gain_points.value, 4)
+        return round(self.selection.gain_points.value - self.confirmation.gain_points.value, 4)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emoexport.comparison import Comparison
 from emoexport.cube import Cube
@@ -11,7 +12,7 @@ from emoexport.passes import Choice, inner_products
 from emoexport.plan import Candidate, Goals
 from emoexport.vote_prediction import order_passes, predicting_weights
 
-__all__ = ["SIZES", "candidates_of", "is_likely_to_hold", "likeliest"]
+__all__ = ["SIZES", "best_member_of", "candidates_of", "is_likely_to_hold", "likeliest"]
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Passes of the candidates, besides all of them."""
@@ -21,7 +22,13 @@ _LEAST_SHARE = 1e-3
 
 
 def candidates_of(
-    cube: Cube, decision: Decision, numbers: Sequence[int], *, sizes: Sequence[int] = SIZES
+    cube: Cube,
+    decision: Decision,
+    numbers: Sequence[int],
+    *,
+    sizes: Sequence[int] = SIZES,
+    vote: NDArray[np.int64] | None = None,
+    soup: str = "",
 ) -> list[Candidate]:
     """For each number of passes those that predict the full vote best, and how they decide.
 
@@ -34,11 +41,14 @@ def candidates_of(
         decision: what decides about a vote.
         numbers: of each member of the cube, its number in the run.
         sizes: numbers of passes; those above that of the full vote are left out.
+        vote: labels of the full vote, `(N,)`; None for that of the cube.
+        soup: which soup of the members the cube is of; empty for the members themselves.
     """
     _, members, views, _ = cube.record.shape
     full = cube.weights.ravel()
-    gram, target = inner_products(cube.scores), decision.decide(cube.vote()).label
-    counts = [size for size in sizes if size < np.count_nonzero(full)]
+    gram, target = inner_products(cube.scores), decision.decide(cube.vote()).label if vote is None else vote
+    most = np.count_nonzero(full) - (vote is None)  # all passes are no candidate where they are the full vote
+    counts = [size for size in sizes if size <= most]
     order = order_passes(gram, full, max(counts, default=0))
     found: dict[tuple[int, ...], Candidate] = {}
     for size in counts:
@@ -55,7 +65,7 @@ def candidates_of(
             }
         )
         comparison = Comparison.of(label, target, cube.labels)
-        found.setdefault(tuple(sorted(kept)), Candidate(choice=choice, selection=comparison))
+        found.setdefault(tuple(sorted(kept)), Candidate(choice=choice, soup=soup, selection=comparison))
     return list(found.values())
 
 
@@ -82,7 +92,7 @@ def is_likely_to_hold(found: Comparison, goals: Goals, faces: int) -> bool:
 
 
 def likeliest(
-    candidates: Sequence[Candidate], goals: Goals, faces: int, milliseconds: Callable[[int], float]
+    candidates: Sequence[Candidate], goals: Goals, faces: int, why_slow: Callable[[int], str]
 ) -> tuple[int | None, str]:
     """The candidate of fewest passes that is likely to reach all goals.
 
@@ -90,7 +100,7 @@ def likeliest(
         candidates: in rising order of passes.
         goals: what is asked for.
         faces: how many will confirm it.
-        milliseconds: of a call, as predicted, by number of passes, and how many faces it has.
+        why_slow: by number of passes, why no engine reaches the goals of speed; empty where one does.
 
     Returns:
         Its index, None if there is none; and why not, a sentence without its point.
@@ -102,9 +112,12 @@ def likeliest(
     passes = candidates[first].passes
     if goals.max_passes is not None and passes > goals.max_passes:
         return None, f"{passes} passes are needed for the limits; allowed are {goals.max_passes}"
-    if goals.max_latency_ms is not None and milliseconds(passes) > goals.max_latency_ms:
-        return None, (
-            f"{passes} passes are needed for the limits, and a call would take {milliseconds(passes):.3g} ms; "
-            f"allowed are {goals.max_latency_ms:g}"
-        )
-    return first, ""
+    slow = why_slow(passes)
+    return (None, f"{passes} passes are needed for the limits, and {slow}") if slow else (first, "")
+
+
+def best_member_of(cube: Cube, decision: Decision) -> Comparison:
+    """One pass of the member that is right most often with the first view, the face as it is."""
+    label = np.stack([decision.decide(cube.scores[:, member, 0]).label for member in range(cube.scores.shape[1])])
+    best = int((label == cube.labels).sum(axis=1).argmax())
+    return Comparison.of(label[best], decision.decide(cube.vote()).label, cube.labels)

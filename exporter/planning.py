@@ -1,76 +1,75 @@
 """Where a plan is made: passes chosen on validation faces, engines timed here, the winner confirmed on other faces."""
 
-import functools
+import dataclasses
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
+from emoexport.cascade_record import CascadeRecord
+from emoexport.cascading import Claim, fitted, make_cascade, open_passes
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
-from emoexport.cube import Cube
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine
-from emoexport.engines.timing import Samples, interleave, latency_of, ratio_of
+from emoexport.engines.timing import Samples
 from emoexport.errors import BadInput, MissingRuntime, UsageError
 from emoexport.files import new_directory, write_bytes, write_text
 from emoexport.opening import certificate_here, noted, open_engines
+from emoexport.pass_engine import CascadeEngine
 from emoexport.passes import Choice
 from emoexport.pipeline import build
-from emoexport.plan import PLAN_FILE, Goals, Plan, Timing
-from emoexport.plan_search import candidates_of, likeliest
+from emoexport.plan import PLAN_FILE, Candidate, Goals, Plan, Timing
+from emoexport.plan_costs import Costs, Setting, call_samples, is_fast_enough, timing_of
+from emoexport.plan_search import best_member_of, candidates_of, likeliest
+from emoexport.plan_soups import soup_candidates, soup_run_for
 from emoexport.plan_tables import plan_markdown, plan_plot
 from emoexport.progress import progress_bar
+from emoexport.run_faces import data_of_run
 from emoexport.scoring import Scored, score_split
 from emoexport.sessions import run_of
 from emoexport.train.checkpoint import MemberRecord, read_run
 from emoexport.verdict import Limits, Verdict, judge_counts
 
-__all__ = ["make_plan", "planned"]
-
-_SECONDS = 60.0
-"""That the calls of one comparison may take, all together; there are at least five of each."""
+__all__ = ["Wishes", "make_plan", "planned"]
 
 
-class _Costs(NamedTuple):
-    """What calls take, by engine, as a line through one pass and the full vote."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What of planning can be chosen besides the goals."""
 
-    lines: Mapping[str, tuple[float, float]]
-    """Milliseconds of a call without any pass, and for each pass."""
+    data: str | None = None
+    """Where the faces that confirm are; None for where the run read them."""
+    split: str | None = None
+    """Which split; None for the one meant for testing."""
+    run: Path | None = None
+    """Where the run is now, if it was moved."""
+    engines: list[str] | None = None
+    """Names of backends that open graphs; None for all of the CPU that are usable here."""
+    precisions: list[str] | None = None
+    """None for all of the bundle."""
+    batches: tuple[int, ...] = (16,)
+    """Faces in a call, of which the best is chosen."""
+    rounds: int = 20
+    """Counted calls of each engine, at most."""
+    threads: int | None = None
+    """How many a runtime may use."""
+    soups: bool = True
+    """Whether the mean of the members' weights is tried."""
+    exits: bool = True
+    """Whether a cascade is tried."""
 
-    def milliseconds(self, passes: int) -> tuple[str, float]:
-        """Of the engine that is fastest with so many passes: its name, and a call."""
-        name = min(self.lines, key=lambda engine: self._at(engine, passes))
-        return name, self._at(name, passes)
 
-    def _at(self, engine: str, passes: int) -> float:
-        start, slope = self.lines[engine]
-        return start + slope * passes
-
-
-def make_plan(
-    bundle: Bundle,
-    out: Path,
-    goals: Goals,
-    *,
-    data: str | None = None,
-    split: str | None = None,
-    run: Path | None = None,
-    engines: list[str] | None = None,
-    precisions: list[str] | None = None,
-    batch: int = 16,
-    rounds: int = 20,
-    threads: int | None = None,
-    console: Console,
-) -> Plan:
-    """Find the fewest passes that are shown to decide as well as the full vote, and what they cost here.
+def make_plan(bundle: Bundle, out: Path, goals: Goals, wishes: Wishes = Wishes(), *, console: Console) -> Plan:
+    """Find the cheapest deployment that is shown to decide as well as the full vote, and what it costs here.
 
     The score cubes of the validation faces and of the faces that confirm are computed once and kept under `cubes/`.
 
@@ -78,14 +77,7 @@ def make_plan(
         bundle: with the full vote.
         out: the directory that gets `plan.json`, `plan.md` and `plan.png`.
         goals: what the deployment must do.
-        data: where the faces that confirm are; None for where the run read them.
-        split: which split; None for the one meant for testing.
-        run: where the run is now, if it was moved.
-        engines: names of backends that open graphs; None for all of the CPU that are usable here.
-        precisions: None for all of the bundle.
-        batch: faces in a call.
-        rounds: counted calls of each engine, at most.
-        threads: how many a runtime may use.
+        wishes: what else can be chosen.
         console: where progress is shown.
 
     Raises:
@@ -94,72 +86,11 @@ def make_plan(
         BadData: if the faces cannot be read.
         MissingRuntime: if no engine runs here.
     """
-    if batch > bundle.manifest.max_batch:
-        raise UsageError(
-            f"found --batch {batch}; {bundle.path} takes up to {bundle.manifest.max_batch} faces in a call."
-        )
-    where = run_of(bundle, run)[0]
-    full = _eligible(
-        bundle,
-        open_engines(
-            bundle, engines=engines, precisions=precisions, device="cpu", threads=threads, note=noted(console)
-        ),
-        console,
-    )
-    scorer = next((one for one in full if one.precision == "fp32"), None)
-    settings: dict[str, Any] = {
-        "run": run,
-        "threads": threads,
-        "console": console,
-        "engine": scorer.backend if scorer else "torch",
-    }
-    selection = score_split(bundle, data=data, split="validation", **settings).cube
-    scored = score_split(bundle, data=data, split=split, **settings)
-    numbers = bundle.manifest.choice.numbers or list(range(1, len(bundle.manifest.members) + 1))
-    candidates = candidates_of(selection, bundle.manifest.decision, numbers)
-    kept = {one.precision for one in full}
-    with _built(bundle, where, candidates[0].choice, kept, console) as single:
-        least = _opened_like(full, single, threads)
-        samples = _timed({"full": full, "one": least}, batch, rounds, console)
-    costs = _costs(samples, bundle.manifest.passes_a_face, candidates[0].passes)
-    faces = int(scored.rows.sum())
-    wanted = _per_call(goals, batch)
-    chosen, why = likeliest(candidates, wanted, faces, lambda passes: costs.milliseconds(passes)[1])
-    timings = [_timing(samples, one, "one", candidates[0].passes, batch) for one in full]
-    timings += [_timing(samples, one, "full", bundle.manifest.passes_a_face, batch) for one in full]
-    verdict: Verdict = "not enough evidence"
-    confirmation, best = None, None
-    reasons: tuple[str, ...] = (why,) if why else ()
-    if chosen is not None:
-        found = candidates[chosen]
-        with _built(bundle, where, found.choice, kept, console) as few:
-            opened = _opened_like(full, few, threads)
-            again = _timed({"full": full, "few": opened}, batch, rounds, console)
-            timings += [_timing(again, one, "few", found.passes, batch) for one in full]
-            best = min(opened, key=lambda one: float(np.median(again[f"{one.name} few"])))
-            confirmation = _confirmed(bundle, best, scored, batch, console)
-        verdict, reasons = _judged(confirmation, goals)
-    plan = Plan(
-        created=timestamp(),
-        bundle_digest=bundle.manifest.digest,
-        members={number: member.sha256 for number, member in zip(numbers, bundle.manifest.members, strict=True)},
-        goals=goals,
-        selected_on=f"{selection.record.data}, validation, {selection.record.faces:,} faces",
-        confirmed_on=f"{scored.cube.record.data}, {scored.cube.record.split}, {faces:,} clean rows",
-        selection_sha256=selection.record.data_sha256,
-        confirmation_sha256=scored.cube.record.data_sha256,
-        full_accuracy=_accuracy(selection, bundle),
-        candidates=tuple(candidates),
-        chosen=chosen,
-        engine=best.backend if best else None,
-        precision=best.precision if best else None,
-        batch=batch,
-        timings=tuple(timings),
-        confirmation=confirmation,
-        verdict=verdict,
-        reasons=reasons,
-        machine=describe_machine(),
-    ).sealed()
+    most = bundle.manifest.max_batch
+    if max(wishes.batches) > most:
+        raise UsageError(f"found --batch {max(wishes.batches)}; {bundle.path} takes up to {most} faces in a call.")
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = _Planner(bundle, goals, wishes, Path(scratch), console).plan(out)
     with new_directory(out, marker=PLAN_FILE) as directory:
         write_text(directory / PLAN_FILE, plan.to_json())
         write_text(directory / "plan.md", plan_markdown(plan))
@@ -167,24 +98,294 @@ def make_plan(
     return plan
 
 
-def planned(file: Path, run: Path) -> tuple[Choice, str]:
-    """What a plan says of a run: the passes to build, and the precision.
+class _Final(NamedTuple):
+    """What came to the final, timed with the full vote on the faces that choose."""
+
+    setting: Setting
+    engines: Mapping[str, Engine]
+    """`full`, and of `passes` and `cascade` those that came."""
+    samples: Mapping[str, Samples]
+    timings: tuple[Timing, ...]
+    exits: Comparison | None
+
+    def winner(self, goals: Goals) -> str | None:
+        """What takes least a face on average, of those whose slow calls reach the goals; None if none does."""
+        batch = self.setting.batch
+        able = {
+            name: float(samples.mean())
+            for name, samples in self.samples.items()
+            if name != "full"
+            and is_fast_enough(float(np.percentile(samples, 99)), batch, _latency_of(goals))
+            and is_fast_enough(float(samples.mean()), batch, goals.model_copy(update={"max_latency_ms": None}))
+        }
+        return min(able, key=able.__getitem__, default=None)
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, bundle: Bundle, goals: Goals, wishes: Wishes, scratch: Path, console: Console) -> None:
+        self.bundle, self.goals, self.wishes, self.scratch, self.console = bundle, goals, wishes, scratch, console
+        self.run, self.record = run_of(bundle, wishes.run)
+        opened = open_engines(
+            bundle,
+            engines=wishes.engines,
+            precisions=wishes.precisions,
+            device="cpu",
+            threads=wishes.threads,
+            note=noted(console),
+        )
+        self.full = {engine.name: engine for engine in _eligible(bundle, opened, console)}
+        self.notes: list[str] = []
+
+    def plan(self, out: Path) -> Plan:
+        """Search, time, confirm."""
+        bundle, goals = self.bundle, self.goals
+        selection, scored = self._scored("validation"), self._scored(self.wishes.split)
+        decision, faces = bundle.manifest.decision, int(scored.rows.sum())
+        vote = decision.decide(selection.cube.vote()).label
+        candidates = self._candidates(selection, vote)
+        costs, timings = self._costs(selection, candidates[0])
+        passes = bundle.manifest.passes_a_face
+        chosen, why = likeliest(candidates, goals, faces, lambda passes: costs.why_slow(passes, goals))
+        about = passes if chosen is None else candidates[chosen].passes
+        setting = costs.fastest(about, goals) or costs.fastest(about, Goals())
+        assert setting is not None
+        final = self._final(setting, None if chosen is None else candidates[chosen], selection, vote)
+        winner = final.winner(goals)
+        verdict: Verdict = "not enough evidence"
+        reasons: tuple[str, ...] = (why,) if why else ()
+        confirmation, cascade = None, None
+        if winner is None and not reasons:
+            reasons = ("what was timed does not reach the goals of speed",)
+        if winner == "passes":
+            confirmation = self._confirmed(final.engines["passes"], scored, setting.batch)
+            verdict, reasons = _judged(confirmation, goals)
+        if winner == "cascade":
+            cascade = self._cascade(setting)
+            confirmation, verdict = cascade.shown, cascade.verdict
+            reasons = () if verdict == "certified" else (cascade.sentences[0].rstrip("."),)
+            if cascade.cascade.threshold is None:
+                verdict, reasons = "not enough evidence", (cascade.sentences[0].rstrip("."),)
+        engine = self.full[setting.engine]
+        return Plan(
+            created=timestamp(),
+            bundle_digest=bundle.manifest.digest,
+            bundle=os.path.relpath(bundle.path.resolve(), out.resolve()),
+            members={
+                number: member.sha256 for number, member in zip(self._numbers, bundle.manifest.members, strict=True)
+            },
+            goals=goals,
+            selected_on=f"{selection.cube.record.data}, validation, {selection.cube.record.faces:,} faces",
+            confirmed_on=f"{scored.cube.record.data}, {scored.cube.record.split}, {faces:,} clean rows",
+            selection_sha256=selection.cube.record.data_sha256,
+            confirmation_sha256=scored.cube.record.data_sha256,
+            full_accuracy=round(float((vote == selection.cube.labels).mean()), 6),
+            best_member=best_member_of(selection.cube, decision),
+            candidates=tuple(candidates),
+            chosen=chosen,
+            exits=final.exits,
+            winner=winner,
+            engine=engine.backend if winner else None,
+            precision=engine.precision if winner else None,
+            batch=setting.batch,
+            timings=(*timings, *final.timings),
+            confirmation=confirmation,
+            cascade=cascade,
+            verdict=verdict,
+            reasons=reasons,
+            notes=tuple(self.notes),
+            machine=describe_machine(),
+        ).sealed()
+
+    @property
+    def _numbers(self) -> list[int]:
+        manifest = self.bundle.manifest
+        return manifest.choice.numbers or list(range(1, len(manifest.members) + 1))
+
+    @property
+    def _scorer(self) -> str:
+        """What computes the reference's passes: an FP32 graph, where one is planned with."""
+        return next((engine.backend for engine in self.full.values() if engine.precision == "fp32"), "torch")
+
+    def _scored(self, split: str | None) -> Scored:
+        wishes = self.wishes
+        settings: dict[str, Any] = {"run": wishes.run, "threads": wishes.threads, "console": self.console}
+        return score_split(self.bundle, data=wishes.data, split=split, engine=self._scorer, **settings)
+
+    def _candidates(self, selection: Scored, vote: NDArray[np.int64]) -> list[Candidate]:
+        """Passes of the members, and of their soup, from few to many; of as many those that agree more come first."""
+        found = candidates_of(selection.cube, self.bundle.manifest.decision, self._numbers)
+        if self.wishes.soups:
+            soups = soup_candidates(
+                self.bundle,
+                self.run,
+                self.record,
+                self.scratch,
+                vote,
+                data=self.wishes.data,
+                engine=self._scorer,
+                threads=self.wishes.threads,
+                console=self.console,
+            )
+            self.notes.append(soups.note)
+            found += soups.candidates
+        return sorted(found, key=lambda one: (one.passes, one.selection.disagreements))
+
+    def _costs(self, selection: Scored, one: Candidate) -> tuple[Costs, list[Timing]]:
+        """Lines of all engines at all batches, through one pass and the full vote."""
+        least = self._opened(self._built(one, "one"), list(self.full.values()))
+        everyone = {
+            (Setting(name, batch), which): engine
+            for which, some in (("full", self.full), ("one", least))
+            for name, engine in some.items()
+            for batch in self.wishes.batches
+        }
+        samples = self._timed(everyone, selection)
+        counts = {"full": self.bundle.manifest.passes_a_face, "one": one.passes}
+        timings = [
+            timing_of(setting.engine, counts[which], setting.batch, times, samples[setting, "full"])
+            for (setting, which), times in samples.items()
+        ]
+        return Costs.of(samples, counts["full"], counts["one"]), timings
+
+    def _final(self, setting: Setting, chosen: Candidate | None, selection: Scored, vote: NDArray[np.int64]) -> _Final:
+        """Build what came to the final for one engine, and time it with the full vote on the faces that choose."""
+        full = self.full[setting.engine]
+        engines, passes, exits = {"full": full}, {"full": float(self.bundle.manifest.passes_a_face)}, None
+        if chosen is not None:
+            engines |= {"passes": self._opened(self._built(chosen, "few"), [full])[full.name]}
+            passes["passes"] = float(chosen.passes)
+        if self.wishes.exits and self.goals.max_passes is None:
+            opened, _ = open_passes(
+                self.bundle,
+                self.scratch,
+                full.backend,
+                full.precision,
+                threads=self.wishes.threads,
+                console=self.console,
+            )
+            judged = score_split(
+                self.bundle, data=self.wishes.data, split="validation", engine=opened, run=self.wishes.run,
+                console=self.console,
+            )  # fmt: skip
+            fit = fitted(judged, self._claim, self.bundle, opened.calls, setting.batch)
+            cascade = CascadeEngine(opened.members, fit.cascade, face_shape=full.face_shape, calls=opened.calls)
+            engines["cascade"], exits = cascade, Comparison.of(fit.labels, vote, selection.cube.labels)
+        timed = self._timed({(setting, which): engine for which, engine in engines.items()}, selection)
+        samples = {which: timed[setting, which] for which in engines}
+        if isinstance(engines.get("cascade"), CascadeEngine):
+            passes["cascade"] = _passes_of(engines["cascade"])
+        timings = tuple(
+            timing_of(engines[which].name, passes[which], setting.batch, samples[which], samples["full"])
+            for which in engines
+            if which != "full"
+        )
+        return _Final(setting, engines, samples, timings, exits)
+
+    @property
+    def _claim(self) -> Claim:
+        return Claim.of_goals(self.goals.max_disagreement_pct, self.goals.max_drop_points)
+
+    def _cascade(self, setting: Setting) -> CascadeRecord:
+        """The cascade that won, certified and put into the bundle."""
+        wishes, engine = self.wishes, self.full[setting.engine]
+        return make_cascade(
+            self.bundle,
+            self._claim,
+            engine=engine.backend,
+            precision=engine.precision,
+            data=wishes.data,
+            split=wishes.split,
+            run=wishes.run,
+            batch=setting.batch,
+            threads=wishes.threads,
+            console=self.console,
+        )
+
+    def _built(self, candidate: Candidate, name: str) -> Bundle:
+        """A bundle of some passes, calibrated as the one with all is."""
+        known = self.bundle.manifest.calibration
+        wish = Wish() if known is None else Wish(faces=known.faces, method=known.method, random=known.random)
+        precisions = {engine.precision for engine in self.full.values()} - {"fp32"}
+        self.console.print(
+            f"building with {candidate.passes} of {self.bundle.manifest.passes_a_face} passes ...", highlight=False
+        )
+        return build(
+            self.scratch / "soup" if candidate.soup else self.run,
+            self.scratch / name,
+            choice=candidate.choice,
+            precisions=sorted(precisions),
+            calibration=dataclasses.replace(wish, data=self.wishes.data),
+            max_batch=self.bundle.manifest.max_batch,
+            keep_rejected=True,
+            gate_faces=7,  # what few faces say of it is not asked here
+            console=Console(quiet=True),
+        )
+
+    def _opened(self, bundle: Bundle, like: Sequence[Engine]) -> dict[str, Engine]:
+        """The same runtimes and precisions of another bundle."""
+        opened = [
+            open_engines(bundle, engines=[one.backend], precisions=[one.precision], threads=self.wishes.threads)
+            for one in like
+        ]
+        return {engine.name: engine for (engine,) in opened}
+
+    def _timed(
+        self, engines: Mapping[tuple[Setting, str], Engine], selection: Scored
+    ) -> dict[tuple[Setting, str], Samples]:
+        rounds = self.wishes.rounds
+        with progress_bar(self.console, "timing, all in turn", rounds + 2) as advance:
+            return call_samples(engines, selection.faces.images, rounds=rounds, progress=advance)
+
+    def _confirmed(self, engine: Engine, scored: Scored, batch: int) -> Comparison:
+        """What an engine decides about the faces that had no part in the choice, against the full vote."""
+        faces = scored.faces.take(scored.rows)
+        with progress_bar(self.console, f"{engine.name} on the faces that confirm", len(faces)) as advance:
+            few = engine.run_all(faces.images, batch_size=batch, progress=advance)
+        full = self.bundle.manifest.decision.decide(scored.cube.vote()[scored.rows])
+        return Comparison.of(few.label, full.label, faces.labels)
+
+
+def planned(file: Path, run: Path, console: Console | None = None) -> tuple[Path, Choice, str]:
+    """What a plan says of a run: the run to build, the passes, and the precision.
+
+    A plan with a soup makes the run of that soup beside the run, if it is not there yet.
+
+    Args:
+        file: the plan.
+        run: that it was made for.
+        console: where progress is shown.
 
     Raises:
-        BadInput: if the file is no plan, was changed, chose nothing, or is of other members.
+        BadInput: if the file is no plan, was changed, chose nothing that is to be built, or is of other members.
     """
     plan = Plan.parse_json(file)
     if not plan.is_intact():
         raise BadInput(f"{file} was changed after it was written.", hint="emoexport plan")
+    if plan.cascade is not None:
+        where = os.path.normpath(file.parent / plan.bundle)
+        raise BadInput(
+            f"{file} chose a cascade, which is part of {where} already: there is nothing to build.",
+            hint=f"emoexport predict photos/ --bundle {where} --cascade {plan.cascade.engine}",
+        )
     if plan.choice is None or plan.precision is None:
         raise BadInput(f"{file} chose nothing: {'; '.join(plan.reasons)}.", hint="emoexport plan with other goals")
     files = [run / name for name in read_run(run).members]
     found = {number: MemberRecord.parse_json(path).sha256 for number, path in enumerate(files, start=1)}
-    if any(found.get(number) != plan.members[number] for number in plan.choice.numbers):
+    assert plan.chosen is not None
+    soup = plan.candidates[plan.chosen].soup
+    numbers = plan.members if soup else plan.choice.numbers
+    if any(found.get(number) != plan.members[number] for number in numbers):
         raise BadInput(
             f"{file} is a plan for other members than those in {run}.", hint="name the run that it was made for"
         )
-    return plan.choice, plan.precision
+    if not soup:
+        return run, plan.choice, plan.precision
+    out = run.with_name(f"{run.resolve().name}-soup")
+    if not (out / "run.json").is_file():
+        soup_run_for(run, out, data_of_run(run, read_run(run), None), console or Console(quiet=True))
+    return out, plan.choice, plan.precision
 
 
 def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> list[Engine]:
@@ -209,77 +410,6 @@ def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> lis
     return certified or graphs
 
 
-@contextmanager
-def _built(bundle: Bundle, run: Path, choice: Choice, precisions: set[str], console: Console) -> Iterator[Bundle]:
-    """A bundle of some passes, as long as the block lasts, calibrated as the one with all is."""
-    known = bundle.manifest.calibration
-    wish = Wish() if known is None else Wish(faces=known.faces, method=known.method, random=known.random)
-    console.print(f"building with {len(choice.passes)} of {bundle.manifest.passes_a_face} passes ...", highlight=False)
-    with tempfile.TemporaryDirectory() as folder:
-        yield build(
-            run,
-            Path(folder) / "few",
-            choice=choice,
-            precisions=sorted(precisions - {"fp32"}),
-            calibration=wish,
-            max_batch=bundle.manifest.max_batch,
-            keep_rejected=True,
-            gate_faces=7,  # what few faces say of it is not asked here
-            console=Console(quiet=True),
-        )
-
-
-def _opened_like(full: Sequence[Engine], bundle: Bundle, threads: int | None) -> list[Engine]:
-    """The same runtimes and precisions of another bundle."""
-    return [open_engines(bundle, engines=[one.backend], precisions=[one.precision], threads=threads)[0] for one in full]
-
-
-def _timed(opened: Mapping[str, Sequence[Engine]], batch: int, rounds: int, console: Console) -> dict[str, Samples]:
-    """Milliseconds of calls by `<engine> <which>`, all in turn."""
-    shape = next(iter(opened.values()))[0].face_shape
-    faces = np.random.default_rng(0).integers(0, 256, (batch, *shape), dtype=np.uint8)
-    calls = {f"{one.name} {which}": functools.partial(one.run, faces) for which, some in opened.items() for one in some}
-    with progress_bar(console, "timing, all in turn", rounds + 2) as advance:
-        return interleave(calls, rounds=rounds, seconds=_SECONDS, progress=advance)
-
-
-def _costs(samples: Mapping[str, Samples], all_passes: int, few: int) -> _Costs:
-    lines = {}
-    for name in (key.removesuffix(" full") for key in samples if key.endswith(" full")):
-        most, least = (float(np.median(samples[f"{name} {which}"])) for which in ("full", "one"))
-        slope = max(most - least, 0.0) / max(all_passes - few, 1)
-        lines[name] = (least - slope * few, slope)
-    return _Costs(lines)
-
-
-def _per_call(goals: Goals, batch: int) -> Goals:
-    """The goals with throughput as the time that a call may take."""
-    if goals.min_throughput is None:
-        return goals
-    allowed = min(1000 * batch / goals.min_throughput, goals.max_latency_ms or np.inf)
-    return goals.model_copy(update={"max_latency_ms": float(allowed)})
-
-
-def _timing(samples: Mapping[str, Samples], engine: Engine, which: str, passes: int, batch: int) -> Timing:
-    full, some = samples[f"{engine.name} full"], samples[f"{engine.name} {which}"]
-    return Timing(
-        engine=engine.name,
-        passes=passes,
-        batch=batch,
-        latency_ms=latency_of(some).p50_ms,
-        times_full=ratio_of(full, some),
-    )
-
-
-def _confirmed(bundle: Bundle, engine: Engine, scored: Scored, batch: int, console: Console) -> Comparison:
-    """What an engine of few passes decides about the faces that had no part in the choice, against the full vote."""
-    faces = scored.faces.take(scored.rows)
-    with progress_bar(console, f"{engine.name} on the faces that confirm", len(faces)) as advance:
-        few = engine.run_all(faces.images, batch_size=batch, progress=advance)
-    full = bundle.manifest.decision.decide(scored.cube.vote()[scored.rows])
-    return Comparison.of(few.label, full.label, faces.labels)
-
-
 def _judged(found: Comparison, goals: Goals) -> tuple[Verdict, tuple[str, ...]]:
     """By the bounds on the faces that confirm."""
     anything = 100.0 if goals.max_disagreement_pct is None else goals.max_disagreement_pct
@@ -288,5 +418,12 @@ def _judged(found: Comparison, goals: Goals) -> tuple[Verdict, tuple[str, ...]]:
     return judgement.verdict, judgement.reasons
 
 
-def _accuracy(cube: Cube, bundle: Bundle) -> float:
-    return round(float((bundle.manifest.decision.decide(cube.vote()).label == cube.labels).mean()), 6)
+def _latency_of(goals: Goals) -> Goals:
+    return goals.model_copy(update={"min_throughput": None})
+
+
+def _passes_of(cascade: Engine) -> float:
+    """What a face took on average, of those that a cascade was timed with."""
+    assert isinstance(cascade, CascadeEngine)
+    left = np.array(cascade.left)
+    return round(float(left @ cascade.cascade.sizes / left.sum()), 2)

@@ -1,5 +1,6 @@
 """`emoexport plan` and `emoexport build --plan`, and the arithmetic behind them."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from emoexport.decision import Decision
 from emoexport.errors import BadInput, MissingRuntime
 from emoexport.passes import Choice
 from emoexport.plan import Candidate, Goals, Plan
-from emoexport.plan_search import candidates_of, is_likely_to_hold, likeliest
+from emoexport.plan_costs import Costs, Setting, call_samples
+from emoexport.plan_search import best_member_of, candidates_of, is_likely_to_hold, likeliest
 
 
 def drawn_cube(faces: int = 1500, seed: int = 0) -> SimpleNamespace:
@@ -56,6 +58,21 @@ def test_more_passes_agree_more_and_are_those_that_predict_the_vote(cube):
     assert first.accuracy == pytest.approx((alone == cube.labels).mean(), abs=1e-6)
     full = cube.vote().argmax(axis=1)
     assert first.disagreement_pct.value == pytest.approx(100 * (alone != full).mean(), abs=1e-3)
+
+
+def test_the_best_member_is_the_one_that_is_right_most_often():
+    cube = drawn_cube(300, seed=3)
+    cube.scores[:, 1, 0] = np.eye(7)[cube.labels]
+    assert best_member_of(cube, Decision()).accuracy == 1
+
+
+def test_passes_of_a_soup_are_held_against_the_vote_of_the_members(cube):
+    vote = np.zeros(len(cube.labels), dtype=np.int64)
+    found = candidates_of(cube, Decision(), [1, 2, 3], sizes=(1, 24), vote=vote, soup="uniform")
+    assert [one.passes for one in found] == [1, 24]
+    assert found[1].soup == "uniform"
+    label = cube.vote().argmax(axis=1)
+    assert found[1].selection.disagreements == (label != 0).sum()
 
 
 def test_labels_are_not_looked_at_by_the_choice(cube):
@@ -110,21 +127,69 @@ def test_the_fewest_passes_that_are_likely_to_hold_are_taken_if_they_are_fast_en
         for count, lost in ((1, 90), (2, 40), (4, 6), (8, 2))
     ]
     goals = Goals(max_drop_points=0.5)
-    assert likeliest(candidates, goals, 2000, lambda passes: 1.0 * passes) == (2, "")
+    costs = Costs({Setting("a-fp32", 1): (0.0, 1.0), Setting("a-fp32", 16): (8.0, 2.0)})
+
+    def found(**other: float) -> tuple[int | None, str]:
+        asked = goals.model_copy(update=other)
+        return likeliest(candidates, asked, 2000, lambda passes: costs.why_slow(passes, asked))
+
+    assert found() == found(max_latency_ms=4.0) == (2, "")
     for other, said in (
         ({"max_drop_points": 0.01}, "no number of passes is likely to be shown within the limits on 2,000 faces"),
         ({"max_passes": 3}, "4 passes are needed for the limits; allowed are 3"),
-        ({"max_latency_ms": 3.5}, "4 passes are needed for the limits, and a call would take 4 ms; allowed are 3.5"),
+        (
+            {"max_latency_ms": 3.5},
+            "4 passes are needed for the limits, and a-fp32 would take 16 ms for 16 faces, 1e+03 a second; asked for "
+            "are 3.5 ms",
+        ),
     ):
-        index, why = likeliest(candidates, goals.model_copy(update=other), 2000, lambda passes: 1.0 * passes)
-        assert index is None
-        assert why == said
+        assert found(**other) == (None, said)
 
 
-def test_throughput_is_time_that_a_call_may_take():
-    assert planning._per_call(Goals(min_throughput=100), 16).max_latency_ms == 160
-    assert planning._per_call(Goals(min_throughput=100, max_latency_ms=50), 16).max_latency_ms == 50
-    assert planning._per_call(Goals(), 16).max_latency_ms is None
+def test_the_engine_and_batch_that_take_least_a_face_within_the_goals():
+    small, large = Setting("a-fp32", 1), Setting("a-int8", 16)
+    samples = {
+        (small, "full"): np.full(5, 82.0),
+        (small, "one"): np.full(5, 3.0),
+        (large, "full"): np.full(5, 420.0),
+        (large, "one"): np.full(5, 25.0),
+    }
+    costs = Costs.of(samples, 80, 1)
+    assert costs.milliseconds(small, 1) == pytest.approx(3.0)
+    assert costs.milliseconds(large, 80) == pytest.approx(420.0)
+    assert costs.milliseconds(small, 2) == pytest.approx(4.0)
+    assert costs.fastest(1, Goals()) == large
+    assert costs.fastest(1, Goals(max_latency_ms=20)) == small
+    assert costs.fastest(1, Goals(max_latency_ms=20, min_throughput=500)) is None
+    assert costs.fastest(1, Goals(min_throughput=500)) == large
+    assert costs.why_slow(1, Goals(min_throughput=500)) == ""
+    assert "asked for are 20 ms and 500 faces a second" in costs.why_slow(
+        1, Goals(max_latency_ms=20, min_throughput=500)
+    )
+
+
+def test_calls_are_timed_on_other_faces_each_time():
+    seen: list[int] = []
+    engine = SimpleNamespace(run=lambda faces: seen.append(int(faces[0, 0, 0, 0])))
+    faces = np.arange(6, dtype=np.uint8)[:, None, None, None]
+    found = call_samples({(Setting("a", 2), "full"): engine}, faces, rounds=5, progress=lambda _: None)
+    assert set(seen) == {0, 2, 4}
+    assert found[Setting("a", 2), "full"].shape == (5,)
+
+
+def final_of(**samples: list[float]) -> planning._Final:
+    arrays = {name: np.array(times) for name, times in samples.items()}
+    return planning._Final(Setting("a", 10), {}, arrays, (), None)
+
+
+def test_the_final_is_won_by_what_takes_least_where_its_slow_calls_are_within_the_goals():
+    final = final_of(full=[50.0] * 50, passes=[10.0] * 50, cascade=[5.0] * 45 + [30.0] * 5)
+    assert final.winner(Goals()) == "cascade"
+    assert final.winner(Goals(max_latency_ms=20)) == "passes"
+    assert final.winner(Goals(max_latency_ms=9)) is None
+    assert final.winner(Goals(min_throughput=1200)) == "cascade"
+    assert final.winner(Goals(min_throughput=1500)) is None
+    assert final_of(full=[50.0] * 5).winner(Goals()) is None
 
 
 @pytest.mark.parametrize(
@@ -155,9 +220,7 @@ def made(bundle, run_dir, tmp_path_factory) -> tuple[Path, Plan]:
             bundle,
             folder / "tiny",
             Goals(max_drop_points=20),
-            engines=["onnxruntime"],
-            precisions=["fp32"],
-            rounds=5,
+            planning.Wishes(engines=["onnxruntime"], precisions=["fp32"], rounds=5, exits=False),
             console=Console(quiet=True),
         )
     return folder / "tiny", plan
@@ -178,7 +241,10 @@ def test_a_plan_is_made_confirmed_and_written(made):
     assert fast[passes].times_full.value > 1.5
     text = (folder / "plan.md").read_text()
     assert "verdict: certified" in text
-    assert f"{passes} passes by onnxruntime-fp32" in text
+    assert f"{passes} pass" in text
+    assert " by onnxruntime-fp32: " in text
+    assert "Soups" in plan.notes[0] or "soup" in plan.notes[0]
+    assert plan.winner == "passes"
     assert (folder / "plan.png").read_bytes()[:4] == b"\x89PNG"
     assert plan.confirmation.faces == 210
     assert plan.shrinkage_points == pytest.approx(
@@ -206,7 +272,7 @@ def test_a_plan_replaces_no_bundle_of_the_full_vote(call, run_dir, tmp_path, mon
         raise BadInput("enough")
 
     monkeypatch.setattr("emoexport.pipeline.build", build)
-    monkeypatch.setattr(planning, "planned", lambda *_: (Choice(passes={"1:flip": 1.0}), "fp32"))
+    monkeypatch.setattr(planning, "planned", lambda *_: (run_dir, Choice(passes={"1:flip": 1.0}), "fp32"))
     call("build", run_dir)
     call("build", run_dir, "--plan", "plan.json")
     assert built == [Path("build/tiny"), Path("build/tiny-few")]
@@ -221,7 +287,8 @@ def test_plans_that_cannot_be_built_are_told(made, run_dir, call, tmp_path):
     changed = tmp_path / "changed.json"
     changed.write_text((folder / "plan.json").read_text().replace('"batch": 16', '"batch": 17'))
     none = tmp_path / "none.json"
-    update = {"chosen": None, "engine": None, "precision": None, "confirmation": None, "reasons": ("too few",)}
+    update = {"chosen": None, "winner": None, "engine": None, "precision": None, "confirmation": None}
+    update["reasons"] = ("too few",)
     none.write_text(plan.model_copy(update=update).sealed().to_json())
     others = tmp_path / "others.json"
     others.write_text(plan.model_copy(update={"members": dict.fromkeys(plan.members, "0" * 64)}).sealed().to_json())
@@ -244,7 +311,13 @@ def test_the_command_says_what_it_found_and_what_comes_next(made, bundle, call, 
     assert "verdict: certified" in out
     assert f"next: emoexport build --plan {folder}/plan.json" in out
     none = plan.model_copy(
-        update={"chosen": None, "confirmation": None, "verdict": "not enough evidence", "reasons": ("too few faces",)}
+        update={
+            "chosen": None,
+            "winner": None,
+            "confirmation": None,
+            "verdict": "not enough evidence",
+            "reasons": ("too few faces",),
+        }
     )
     monkeypatch.setattr(planning, "make_plan", lambda *_, **__: none)
     code, out, _ = call("plan", bundle.path, "-o", folder)
@@ -268,14 +341,43 @@ def test_engines_that_open_no_graph_take_no_part(bundle, quiet):
         planning._eligible(bundle, engines[1:], quiet)
 
 
-def test_costs_lie_on_a_line():
-    samples = {
-        "a full": np.full(5, 82.0),
-        "a one": np.full(5, 3.0),
-        "b full": np.full(5, 42.0),
-        "b one": np.full(5, 5.0),
-    }
-    costs = planning._costs(samples, 80, 1)
-    assert costs.milliseconds(1) == ("a", pytest.approx(3.0))
-    assert costs.milliseconds(80) == ("b", pytest.approx(42.0))
-    assert costs.milliseconds(2)[1] == pytest.approx(4.0)
+@pytest.mark.slow
+def test_a_cascade_that_wins_is_certified_and_becomes_part_of_the_bundle(bundle, run_dir, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle.path, tmp_path / "build" / "tiny")
+    monkeypatch.setattr(planning._Final, "winner", lambda *_: "cascade")
+    common = ("--run", run_dir, "--engine", "onnxruntime", "--precision", "fp32", "--rounds", 5, "--no-soups")
+    code, out, err = call("plan", "build/tiny", "--max-drop", 20, *common)
+    plan = Plan.parse_json(tmp_path / "plans" / "tiny" / "plan.json")
+    assert plan.is_intact()
+    assert plan.winner == "cascade"
+    assert plan.choice is None
+    assert plan.cascade is not None
+    assert code == (0 if plan.verdict == "certified" else 6), err
+    assert plan.confirmation == plan.cascade.shown
+    assert plan.exits.faces == 210
+    assert plan.cascade.sentences[0] in out
+    assert f"--cascade {plan.cascade.engine}" in out
+    assert (tmp_path / "build" / "tiny" / "cascades" / plan.cascade.engine / "cascade.json").is_file()
+    with pytest.raises(BadInput, match="chose a cascade, which is part of .*build/tiny already"):
+        planning.planned(tmp_path / "plans" / "tiny" / "plan.json", run_dir)
+    assert "Where the faces leave" in (tmp_path / "plans" / "tiny" / "plan.md").read_text()
+
+
+def test_a_run_in_the_place_of_a_bundle_is_built_first(run_dir, bundle, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    built: list[Path] = []
+
+    def build(run: Path, out: Path, **settings: object) -> Bundle:
+        built.append(out)
+        assert settings["precisions"] == ["int8"]
+        return bundle
+
+    monkeypatch.setattr("emoexport.pipeline.build", build)
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: (_ for _ in ()).throw(BadInput("enough")))
+    assert call("plan", run_dir, "--precision", "int8")[0] == 4
+    assert built == [Path("build/tiny")]
+    shutil.copytree(bundle.path, tmp_path / "build" / "tiny")
+    code, _, err = call("plan", run_dir)
+    assert code == 2
+    assert "is the bundle of another run than" in err
