@@ -20,11 +20,12 @@ from emoexport.cascade_record import CASCADE_FILE, CASCADES, CascadeRecord, Casc
 from emoexport.cascade_stages import Calls, choose_stages, with_stages
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
-from emoexport.engines import BACKENDS
+from emoexport.engines import BACKENDS, Backend
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate
 from emoexport.engines.machine import versions_of
 from emoexport.engines.passport import Passport
+from emoexport.engines.tensorrt_build import BuilderSettings, build_engine
 from emoexport.engines.timing import interleave, ratio_of
 from emoexport.errors import UsageError
 from emoexport.files import new_directory, sha256_of, write_text
@@ -113,7 +114,7 @@ def make_cascade(
     Args:
         bundle: with members as branches, and all passes.
         claim: what it is to be certified for.
-        engine: a backend that opens graphs.
+        engine: a backend that opens graphs, or builds engines of them.
         precision: of the graph.
         data: where the faces that certify are; None for where the run read them.
         split: which split; None for the one meant for testing.
@@ -125,7 +126,7 @@ def make_cascade(
         console: where progress is shown.
 
     Raises:
-        UsageError: if the engine opens no graphs, passes are left out, or members are stacked.
+        UsageError: if the engine takes no graphs, passes are left out, or members are stacked.
         BadCheckpoint: if the run is not there or not the one that was folded.
         BadData: if the faces cannot be read.
         MissingRuntime: if the runtime is not installed.
@@ -185,12 +186,12 @@ def open_passes(
     """Write the graphs of a bundle's single passes, one a member, and open them the way that is faster here.
 
     A runtime that loses time where a call has another size than the one before is opened for a few sizes, unless this
-    is little beside what is computed: each size takes memory.
+    is little beside what is computed: each size takes memory. A compiler builds an engine of each graph first.
 
     Args:
         bundle: with members as branches, and all passes.
         folder: that gets the graphs.
-        engine: a backend that opens graphs.
+        engine: a backend that opens graphs, or builds engines of them.
         precision: of the graph.
         threads: how many the runtime may use.
         cache: where a runtime that can keeps what it compiles.
@@ -200,13 +201,13 @@ def open_passes(
         The engine, and the files that it was opened from.
 
     Raises:
-        UsageError: if the engine opens no graphs, passes are left out, or members are stacked.
+        UsageError: if the engine takes no graphs, passes are left out, or members are stacked.
     """
-    manifest = bundle.manifest
-    if BACKENDS[engine].built_from:
-        able = ", ".join(row.name for row in BACKENDS.values() if not row.built_from)
+    manifest, backend = bundle.manifest, BACKENDS[engine]
+    if backend.built_from == "fold":
+        able = ", ".join(row.name for row in BACKENDS.values() if row.built_from != "fold")
         raise UsageError(
-            f"{engine} opens no graphs; a cascade runs on those that do: {able}.", hint="--engine names one"
+            f"{engine} takes no graphs; a cascade runs on those that do: {able}.", hint="--engine names one"
         )
     if manifest.choice.passes:
         raise UsageError(
@@ -223,20 +224,50 @@ def open_passes(
         max_batch=manifest.max_batch,
     )
     settings: dict[str, Any] = {"precision": precision, "face_shape": manifest.face_shape}
+    usual = Calls().up_to(min(manifest.max_batch, _MANY) if backend.built_from else manifest.max_batch)
+    files = (
+        [_engine_of(backend, graph, usual, console, **settings) for graph in graphs] if backend.built_from else graphs
+    )
 
     def opened(calls: Calls) -> PassEngine:
-        members = open_members(graphs, BACKENDS[engine], calls, threads=threads, cache=cache, **settings)
+        members = open_members(files, backend, calls, threads=threads, cache=cache, **settings)
         passes = PassEngine(
             members, voting_weights(bundle), manifest.decision, face_shape=manifest.face_shape, calls=calls
         )
         passes.calls = _measured(passes, console)
         return passes
 
-    usual = Calls().up_to(manifest.max_batch)
     passes = opened(usual)
-    if BACKENDS[engine].prepares_sizes and passes.calls.call_ms > _LITTLE * passes.calls.row_ms:
+    if backend.prepares_sizes and passes.calls.call_ms > _LITTLE * passes.calls.row_ms:
         passes = opened(usual.model_copy(update={"prepared": True, "sizes": _PREPARED_SIZES}).up_to(manifest.max_batch))
-    return passes, graphs
+    return passes, files
+
+
+def _engine_of(
+    backend: Backend,
+    graph: Path,
+    calls: Calls,
+    console: Console,
+    *,
+    precision: str,
+    face_shape: tuple[int, int, int],
+) -> Path:
+    """An engine of a graph of passes, in the graph's place."""
+    height, width, channels = face_shape
+    most = calls.sizes[-1]
+    console.print(f"building an engine of {graph.name} ...", highlight=False)
+    engine = graph.with_suffix(".engine")
+    build_engine(
+        backend.name,
+        graph,
+        engine,
+        precision=precision,
+        face_shape=(height + 1, width, channels),
+        settings=BuilderSettings(opt_batch=tuple(sorted({1, min(16, most), most})), max_batch=most),
+        origin=graph,
+    )
+    graph.unlink()
+    return engine
 
 
 def voting_weights(bundle: Bundle) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from emoexport.precision import PRECISIONS
 
 __all__ = ["cascade"]
 
-_OPENING = [row.name for row in BACKENDS.values() if not row.built_from]
+_TAKING = [row.name for row in BACKENDS.values() if row.built_from != "fold"]
 
 
 def cascade(
@@ -48,7 +48,7 @@ def cascade(
         bool, typer.Option(help="With --max-drop, correct for emotions that are decided too often.")
     ] = True,
     engine: Annotated[
-        str | None, typer.Option(help=f"A runtime: {', '.join(_OPENING)}. The best certified one if none.")
+        str | None, typer.Option(help=f"A runtime: {', '.join(_TAKING)}. The best certified one if none.")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")

@@ -43,6 +43,7 @@ def plan(
     min_throughput: Annotated[float | None, typer.Option(help="Faces a second that must be reached.")] = None,
     engine: Engines = None,
     precision: Precisions = None,
+    device: Annotated[str, typer.Option(help="What engines run on, if none is named: cpu or cuda.")] = "cpu",
     batch: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Faces in a call, repeatable: the best is chosen. 16 if none."),
@@ -64,6 +65,8 @@ def plan(
 
     Example: [bold]emoexport plan build/fer2013 --data fer2013.csv --max-drop 0.5[/bold]
     """
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"'{device}' is no device; known are cpu, cuda.")
     console = console_of()
     opened = _bundle_of(source, precision, data, console)
     from emoexport.plan import PLAN_FILE, Goals  # noqa: PLC0415
@@ -87,6 +90,7 @@ def plan(
             split=split,
             run=run,
             engines=engine,
+            device=device,
             precisions=precision,
             batches=tuple(dict.fromkeys(batch or [16])),
             rounds=rounds,

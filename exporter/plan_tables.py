@@ -48,8 +48,9 @@ def _sentence_on_speed(plan: Plan) -> str:
     assert plan.chosen is not None
     chosen, fast = plan.candidates[plan.chosen], _finalist(plan, "passes")
     assert fast is not None
+    of = f" of the {chosen.soup} soup" if chosen.soup else ""
     return (
-        f"{chosen.passes} pass{'es' * (chosen.passes != 1)}{f' of the {chosen.soup} soup' if chosen.soup else ''} by {fast.engine}: "
+        f"{chosen.passes} pass{'es' * (chosen.passes != 1)}{of} by {fast.engine}: "
         f"{fast.ms_a_face:.3g} ms a face in calls of {fast.batch}, {with_interval(fast.times_full, 1)} times as fast "
         "as the full vote by the same engine."
     )

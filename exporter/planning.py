@@ -20,6 +20,7 @@ from emoexport.comparison import Comparison
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.machine import describe_machine
+from emoexport.engines.tensorrt_build import BuilderSettings
 from emoexport.engines.timing import Samples
 from emoexport.errors import BadInput, MissingRuntime, UsageError
 from emoexport.files import new_directory, write_bytes, write_text
@@ -32,6 +33,7 @@ from emoexport.plan_costs import Costs, Setting, call_samples, is_fast_enough, t
 from emoexport.plan_search import best_member_of, candidates_of, likeliest
 from emoexport.plan_soups import soup_candidates, soup_run_for
 from emoexport.plan_tables import plan_markdown, plan_plot
+from emoexport.prebuilt import build_engines
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_of_run
 from emoexport.scoring import Scored, score_split
@@ -53,7 +55,9 @@ class Wishes:
     run: Path | None = None
     """Where the run is now, if it was moved."""
     engines: list[str] | None = None
-    """Names of backends that open graphs; None for all of the CPU that are usable here."""
+    """Names of backends that are made of graphs; None for all of the device that are usable here."""
+    device: str = "cpu"
+    """What they run on, if none is named: `cpu` or `cuda`."""
     precisions: list[str] | None = None
     """None for all of the bundle."""
     batches: tuple[int, ...] = (16,)
@@ -131,7 +135,7 @@ class _Planner:
             bundle,
             engines=wishes.engines,
             precisions=wishes.precisions,
-            device="cpu",
+            device=wishes.device,
             threads=wishes.threads,
             note=noted(console),
         )
@@ -311,7 +315,7 @@ class _Planner:
         self.console.print(
             f"building with {candidate.passes} of {self.bundle.manifest.passes_a_face} passes ...", highlight=False
         )
-        return build(
+        built = build(
             self.scratch / "soup" if candidate.soup else self.run,
             self.scratch / name,
             choice=candidate.choice,
@@ -322,6 +326,17 @@ class _Planner:
             gate_faces=7,  # what few faces say of it is not asked here
             console=Console(quiet=True),
         )
+        self._compile(built)
+        return built
+
+    def _compile(self, built: Bundle) -> None:
+        """Have the compilers among those that are planned with build their engines."""
+        batches = self.wishes.batches
+        settings = BuilderSettings(opt_batch=tuple(sorted(batches)), max_batch=max(batches))
+        for engine in self.full.values():
+            backend = BACKENDS[engine.backend]
+            if backend.built_from == "graph":
+                build_engines(built, [backend], [engine.precision], settings, console=self.console)
 
     def _opened(self, bundle: Bundle, like: Sequence[Engine]) -> dict[str, Engine]:
         """The same runtimes and precisions of another bundle."""
@@ -389,14 +404,14 @@ def planned(file: Path, run: Path, console: Console | None = None) -> tuple[Path
 
 
 def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> list[Engine]:
-    """Of those that open graphs, which few passes have too, the certified; all of them, and a note, where none is.
+    """Of those made of graphs, which few passes have too, the certified; all of them, and a note, where none is.
 
     Raises:
         MissingRuntime: if there is none.
     """
-    graphs = [engine for engine in opened if not BACKENDS[engine.backend].built_from]
+    graphs = [engine for engine in opened if BACKENDS[engine.backend].built_from != "fold"]
     if not graphs:
-        raise MissingRuntime("a plan is made with engines that open graphs, and none is here.", hint="emoexport doctor")
+        raise MissingRuntime("a plan is made with engines of graphs, and none is here.", hint="emoexport doctor")
     certified = [
         engine
         for engine, (found, stale) in ((one, certificate_here(bundle, one)) for one in graphs)

@@ -189,7 +189,7 @@ class Session:
 
 
 def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: str | None = None) -> tuple[str, str]:
-    """The engine that `load` would open first, of those that open graphs; nothing is opened.
+    """The engine that `load` would open first, of those that are made of graphs; nothing is opened.
 
     Args:
         bundle: the bundle.
@@ -209,7 +209,7 @@ def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: s
         _candidate(bundle, backend.name, name, certificates, speeds)
         for backend in BACKENDS.values()
         for name in bundle.manifest.graphs
-        if not backend.built_from
+        if backend.built_from != "fold"
         and engine in (None, backend.name)
         and precision in (None, name)
         and backend.is_usable()
@@ -217,7 +217,7 @@ def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: s
     ]
     if not candidates:  # says what is missing
         open_engines(bundle, engines=[engine] if engine else None, precisions=[precision] if precision else None)
-        raise UsageError(f"{engine} opens no graphs.", hint="--engine names a runtime that does")
+        raise UsageError(f"{engine} takes no graphs.", hint="--engine names a runtime that does")
     best = min(candidates, key=lambda one: (not one.is_certified, -one.speed * one.is_certified, *_place(one)))
     return best.backend, best.precision
 

@@ -227,8 +227,31 @@ def test_goals_become_claims():
 
 
 def test_members_that_are_stacked_and_engines_that_open_no_graphs_are_refused(bundle, tmp_path, quiet):
-    with pytest.raises(UsageError, match="inductor opens no graphs"):
+    with pytest.raises(UsageError, match="inductor takes no graphs"):
         open_passes(bundle, tmp_path, "inductor", "fp32", console=quiet)
+
+
+@pytest.mark.slow
+def test_a_compiler_takes_graphs_of_passes(bundle, tmp_path, quiet, monkeypatch):
+    """TensorRT-RTX's builder reads them; its engines need a GPU to be opened."""
+    if not BACKENDS["tensorrt-rtx"].is_installed():
+        pytest.skip("tensorrt-rtx is not installed")
+    asked: list[tuple] = []
+
+    def opened(files: list[Path], backend: object, calls: Calls, **_: object) -> list:
+        asked.append(([file.name for file in files], calls.sizes[-1]))
+        raise BadInput("no GPU")
+
+    monkeypatch.setattr(cascading, "open_members", opened)
+    with pytest.raises(BadInput, match="no GPU"):
+        open_passes(bundle, tmp_path, "tensorrt-rtx", "int8", console=quiet)
+    assert asked == [(["member-1.engine", "member-2.engine"], 64)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "member-1.engine",
+        "member-1.passport.json",
+        "member-2.engine",
+        "member-2.passport.json",
+    ]
 
 
 @pytest.mark.slow

@@ -332,12 +332,12 @@ def test_what_a_plan_refuses(bundle, call, tmp_path):
     assert "found --batch 65;" in err
 
 
-def test_engines_that_open_no_graph_take_no_part(bundle, quiet):
+def test_engines_that_are_made_of_no_graph_take_no_part(bundle, quiet):
     engines = [
         SimpleNamespace(backend=name, precision="fp32", name=f"{name}-fp32") for name in ("onnxruntime", "inductor")
     ]
     assert planning._eligible(bundle, engines, quiet) == engines[:1]
-    with pytest.raises(MissingRuntime, match="engines that open graphs, and none is here"):
+    with pytest.raises(MissingRuntime, match="engines of graphs, and none is here"):
         planning._eligible(bundle, engines[1:], quiet)
 
 
@@ -359,7 +359,7 @@ def test_a_cascade_that_wins_is_certified_and_becomes_part_of_the_bundle(bundle,
     assert plan.cascade.sentences[0] in out
     assert f"--cascade {plan.cascade.engine}" in out
     assert (tmp_path / "build" / "tiny" / "cascades" / plan.cascade.engine / "cascade.json").is_file()
-    with pytest.raises(BadInput, match="chose a cascade, which is part of .*build/tiny already"):
+    with pytest.raises(BadInput, match=r"chose a cascade, which is part of .*build/tiny already"):
         planning.planned(tmp_path / "plans" / "tiny" / "plan.json", run_dir)
     assert "Where the faces leave" in (tmp_path / "plans" / "tiny" / "plan.md").read_text()
 
@@ -381,3 +381,18 @@ def test_a_run_in_the_place_of_a_bundle_is_built_first(run_dir, bundle, call, tm
     code, _, err = call("plan", run_dir)
     assert code == 2
     assert "is the bundle of another run than" in err
+
+
+def test_compilers_build_engines_of_few_passes_for_the_batches_that_are_timed(monkeypatch):
+    asked: list[tuple] = []
+    monkeypatch.setattr(planning, "build_engines", lambda *given, **_: asked.append(given[1:]))
+    engines = {
+        name: SimpleNamespace(backend=name.rpartition("-")[0], precision="int8")
+        for name in ("tensorrt-int8", "onnxruntime-cuda-int8")
+    }
+    planner = SimpleNamespace(wishes=planning.Wishes(batches=(64, 1)), full=engines, console=None)
+    planning._Planner._compile(planner, "bundle")
+    ((backends, precisions, settings),) = asked
+    assert [one.name for one in backends] == ["tensorrt"]
+    assert precisions == ["int8"]
+    assert (settings.opt_batch, settings.max_batch) == ((1, 64), 64)
