@@ -102,11 +102,8 @@ class PassEngine(Engine):
         return self.decision.decide(weighted_vote(self._scores(faces), self.weights))
 
     def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-        voting = [(int(member), int(view)) for member, view in np.argwhere(self.weights > 0)]
-        found = np.zeros((len(faces), *self.weights.shape, len(self.decision.labels)), dtype=np.float32)
-        members, views = np.array(voting).T
-        found[:, members, views] = self.passes(faces, voting)
-        return found
+        every = [(member, view) for member in range(len(self.weights)) for view in range(self.weights.shape[1])]
+        return self.passes(faces, every).reshape(len(faces), *self.weights.shape, -1)
 
 
 class CascadeEngine(PassEngine):
