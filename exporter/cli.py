@@ -14,6 +14,7 @@ from emoexport.cli_cube import cube
 from emoexport.cli_data import data_commands
 from emoexport.cli_doctor import doctor
 from emoexport.cli_inspect import inspect
+from emoexport.cli_package import package
 from emoexport.cli_plan import plan
 from emoexport.cli_predict import predict
 from emoexport.cli_report import report
@@ -35,6 +36,7 @@ MAP = """\
   5. emoexport bench  build/x                        how fast is it?
   6. emoexport report build/x                        all of it on one page
   7. emoexport predict photos/ --detect              use it
+  8. emoexport package build/x --triton triton/      serve it
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
 What can this machine do? emoexport doctor
@@ -102,6 +104,7 @@ app.command()(report)
 app.command()(plan)
 app.command()(cascade)
 app.command()(predict)
+app.command()(package)
 app.add_typer(data_commands, name="data")
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from emoexport.errors import UsageError
+from emoexport.errors import MissingRuntime, UsageError
 from emoexport.files import new_file
 from emoexport.pictures import BOXED
 from emoexport.prediction import JudgedPicture
@@ -130,8 +130,11 @@ class _Parquet(PredictionWriter):
     _GROUP = 16_384
 
     def __init__(self, file: IO[bytes], labels: Sequence[str]) -> None:
-        import pyarrow as pa  # noqa: PLC0415 (slow to load)
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        try:
+            import pyarrow as pa  # noqa: PLC0415 (slow to load)
+            import pyarrow.parquet as pq  # noqa: PLC0415
+        except ImportError as err:  # as in a container for the runtime alone
+            raise MissingRuntime("pyarrow is not installed here, which Parquet needs.", hint="--format csv") from err
 
         super().__init__(file, labels)
         self._schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns_of(labels).items()])

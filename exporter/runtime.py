@@ -30,7 +30,7 @@ from emoexport.pass_engine import CascadeEngine
 from emoexport.precision import PRECISIONS
 from emoexport.throughput import SpeedReport
 
-__all__ = ["Session", "best_graph_engine", "load"]
+__all__ = ["Session", "best_graph_engine", "load", "speeds_of"]
 
 _BATCH = 16
 """Faces in a call where no certificate says how many were tried."""
@@ -204,7 +204,7 @@ def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: s
         BadBundle: if the bundle has no such graph.
         MissingRuntime: if no such engine runs here.
     """
-    certificates, speeds = certificates_in(bundle.path), _speeds_of(bundle, None)
+    certificates, speeds = certificates_in(bundle.path), speeds_of(bundle)
     candidates = [
         _candidate(bundle, backend.name, name, certificates, speeds)
         for backend in BACKENDS.values()
@@ -233,7 +233,7 @@ def _choose(
     """Open the best; those that are better and cannot be used are told."""
     backends = [row for row in BACKENDS.values() if engine in (None, row.name) and device in (None, row.device)]
     precisions = [name for name in PRECISIONS if precision in (None, name)]
-    certificates, speeds = certificates_in(bundle.path), _speeds_of(bundle, batch)
+    certificates, speeds = certificates_in(bundle.path), speeds_of(bundle, batch)
     candidates = [
         _candidate(bundle, backend.name, name, certificates, speeds)
         for backend in backends
@@ -356,10 +356,13 @@ def _notes_on_absent(
     ]
 
 
-def _speeds_of(bundle: Bundle, batch: int | None) -> dict[str, float]:
+def speeds_of(bundle: Bundle, batch: int | None = None) -> dict[str, float]:
     """Faces a second by engine, if they were measured on this processor.
 
-    In calls of as many faces as are wanted, or the next smaller number that was timed, or else the smallest.
+    Args:
+        bundle: the bundle.
+        batch: faces in a call, or the next smaller number that was timed, or else the smallest; if none, of each engine
+            the number that `load` takes.
     """
     path = bundle.path / "reports" / "bench.json"
     if not path.exists():

@@ -490,7 +490,7 @@ def test_of_what_is_certified_the_fastest_here_is_taken(bundle, tmp_path, monkey
     names = {"onnxruntime-fp32": "certified", "onnxruntime-int8": "certified"}
     copy = with_certificates(bundle, tmp_path / "x", names)
     assert runtime.load(copy.path).engine == "onnxruntime-fp32"
-    monkeypatch.setattr(runtime, "_speeds_of", lambda *_: {"onnxruntime-fp32": 10.0, "onnxruntime-int8": 20.0})
+    monkeypatch.setattr(runtime, "speeds_of", lambda *_: {"onnxruntime-fp32": 10.0, "onnxruntime-int8": 20.0})
     session = runtime.load(copy.path)
     assert session.engine == "onnxruntime-int8"
     assert session.why.endswith("the fastest of 2 such engines that bench has timed here.")
@@ -527,12 +527,12 @@ def test_speeds_are_those_of_the_calls_that_are_made(bundle, tmp_path):
     (copy.path / "reports").mkdir()
     file = copy.path / "reports" / "bench.json"
     file.write_text(report.to_json())
-    assert runtime._speeds_of(copy, 1) == {"a": 5.0, "b": 7.0}
-    assert runtime._speeds_of(copy, 8) == {"a": 9.0, "b": 8.0}
+    assert runtime.speeds_of(copy, 1) == {"a": 5.0, "b": 7.0}
+    assert runtime.speeds_of(copy, 8) == {"a": 9.0, "b": 8.0}
     file.write_text(report.model_copy(update={"machine": {"processor": "a Z80"}}).to_json())
-    assert runtime._speeds_of(copy, 1) == {}
+    assert runtime.speeds_of(copy, 1) == {}
     file.write_text("{}")
-    assert runtime._speeds_of(copy, 1) == {}
+    assert runtime.speeds_of(copy, 1) == {}
 
 
 def test_a_stale_certificate_counts_for_nothing_and_is_told(bundle, tmp_path, monkeypatch):
@@ -543,7 +543,7 @@ def test_a_stale_certificate_counts_for_nothing_and_is_told(bundle, tmp_path, mo
     assert session.notes == (
         f"Their certificates are stale: onnxruntime-int8 (it is of another file). Next: emoexport verify {copy.path}",
     )
-    monkeypatch.setattr(runtime, "_speeds_of", lambda *_: {"onnxruntime-int8": 20.0})
+    monkeypatch.setattr(runtime, "speeds_of", lambda *_: {"onnxruntime-int8": 20.0})
     opened: list[str] = []
     monkeypatch.setattr(
         runtime, "open_engines", lambda *a, **k: opened.append(k["precisions"][0]) or open_engines(*a, **k)

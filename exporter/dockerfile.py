@@ -1,0 +1,179 @@
+"""A Docker build context for `emoexport predict` with one engine of a bundle: its runtime, and no PyTorch."""
+
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from emoexport.bundle import MANIFEST_FILE, Manifest
+from emoexport.engines import BACKENDS
+from emoexport.engines.passport import passport_of
+from emoexport.files import new_directory, write_text
+from emoexport.packaging import RECORD, Packed, Target, render, write_record
+
+__all__ = ["DOCKER", "requirements_for", "write_context"]
+
+DOCKER = Target(
+    title="Docker",
+    runs=(
+        "onnxruntime",
+        "openvino",
+        "openvino-throughput",
+        "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
+        "tensorrt",
+        "tensorrt-rtx",
+    ),
+    refused={"inductor": "it needs PyTorch, and an image is for the runtime alone."},
+)
+
+_PACKAGES = ("emoexport", "emoexport.engines", "emoexport.train", "emoexport.calib")
+
+_COMMON = ("numpy", "pillow", "psutil", "pydantic", "rich", "scipy", "typer")
+"""What `emoexport predict` imports, beside a runtime."""
+
+_CUDA = ("onnxruntime-gpu[cuda,cudnn]", "nvidia-cublas")
+_RUNTIMES: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "onnxruntime-cuda": _CUDA,
+    "onnxruntime-tensorrt": (*_CUDA, "tensorrt-cu13<11"),
+    "openvino": ("openvino",),
+    "openvino-throughput": ("openvino",),
+    "tensorrt": ("tensorrt", "cuda-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
+}
+"""By backend, what pip installs for it."""
+
+_SAME = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}
+"""Packages of one version in two builds: either tells the version, and what both need."""
+
+
+def write_context(packed: Packed, out: Path) -> None:
+    """Write a package for Docker, whole or not at all.
+
+    Args:
+        packed: the engine.
+        out: the directory, which gets `Dockerfile`, `requirements.txt`, `emoexport/`, `bundle/`, `README.md` and
+            `emoexport.json`.
+
+    Raises:
+        UsageError: if `out` holds other things.
+    """
+    with new_directory(out, marker=RECORD) as folder:
+        _copy_bundle(packed, folder / "bundle")
+        _copy_code(folder / "emoexport")
+        requirements = requirements_for(packed)
+        write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in requirements))
+        words = {
+            "packed": packed,
+            "backend": BACKENDS[packed.backend],
+            "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        }
+        write_text(folder / "Dockerfile", render("dockerfile.j2", **words))
+        write_text(folder / "README.md", render("docker_readme.md.j2", **words))
+        write_record(folder, packed, DOCKER)
+
+
+def requirements_for(packed: Packed) -> list[str]:
+    """Lines of `requirements.txt`: what the engine needs, and what that needs, in the versions that are here.
+
+    A runtime that is not installed here has the version of the engine's passport, or none.
+    """
+    runtime = _RUNTIMES[packed.backend]
+    passport = packed.passport
+    known = dict(passport.versions) if passport else {}
+    known |= {"tensorrt-rtx-cu13": known["tensorrt-rtx"]} if "tensorrt-rtx" in known else {}
+    named = {_name_of(each): each for each in (*_COMMON, *runtime)}
+    found = {name: _pinned(line, known.get(name) or _version_here(name)) for name, line in named.items()}
+    for name in _needed_by(named):
+        found.setdefault(name, _pinned(name, _version_here(name)))
+    return [found[name] for name in sorted(found)]
+
+
+def _pinned(requirement: str, version: str | None) -> str:
+    return requirement if version is None else f"{re.split('[<>=]', requirement)[0]}=={version}"
+
+
+def _name_of(requirement: str) -> str:
+    """The name of a package, as pip has it."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found is not None
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution | None:
+    """A package that is installed here, or its other build."""
+    for each in (name, _SAME.get(name)):
+        if each is not None:
+            try:
+                return importlib.metadata.distribution(each)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return None
+
+
+def _version_here(name: str) -> str | None:
+    """Its public version: what stands behind a `+` is of one build."""
+    found = _distribution(name)
+    return found.version.partition("+")[0] if found else None
+
+
+def _needed_by(names: Iterable[str]) -> Iterator[str]:
+    """Packages that are needed by others, and so on, as far as they are installed here; without any extras."""
+    seen, waiting = set(names), list(names)
+    while waiting:
+        found = _distribution(waiting.pop())
+        for requirement in (found.requires or ()) if found else ():
+            name = _name_of(requirement)
+            if "extra ==" in requirement or name in seen or _distribution(name) is None:
+                continue
+            seen.add(name)
+            waiting.append(name)
+            yield name
+
+
+def _copy_code(target: Path) -> None:
+    """The package as it is here: what has run the engine runs it there."""
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        folder = target.joinpath(*package.split(".")[1:])
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(spec.submodule_search_locations[0]).glob("*.py"):
+            shutil.copyfile(file, folder / file.name)
+
+
+def _copy_bundle(packed: Packed, target: Path) -> None:
+    """The engine with its passport, the graph that it is of, and a manifest of these files."""
+    source = packed.bundle.path
+    manifest = _kept(packed)
+    files = [*manifest.files]
+    if packed.passport is not None:
+        files.append(packed.file.relative_to(source).as_posix())
+    passport = passport_of(source / "engines" / packed.name)
+    if passport.is_file():
+        files.append(passport.relative_to(source).as_posix())
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    write_text(target / MANIFEST_FILE, manifest.to_json())
+
+
+def _kept(packed: Packed) -> Manifest:
+    """The manifest with no other graph than that of the engine, which a built engine is held against."""
+    manifest, passport = packed.bundle.manifest, packed.passport
+    file = passport.graph if passport else packed.file.name
+    precision = next(name for name, entry in manifest.graphs.items() if entry.file == file)
+    names = {"labels.txt", file, f"{file}.data"}
+    kept = {
+        "graphs": {precision: manifest.graphs[precision]},
+        "gate": {name: entry for name, entry in manifest.gate.items() if name == precision},
+        "engines": {},
+        "tuning": None,
+        "files": {name: entry for name, entry in manifest.files.items() if name in names},
+    }
+    return manifest.model_copy(update=kept).sealed()
