@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from emoexport.engines.base import GraphEngine, milliseconds_of
 from emoexport.engines.cache import kept_in
 from emoexport.engines.number_types import Executed, RuntimeLayer, executed_of
+from emoexport.errors import BadInput
 from emoexport.outcome import Outcome
 
 __all__ = ["OpenVinoEngine", "OpenVinoThroughputEngine"]
@@ -54,7 +55,7 @@ class OpenVinoEngine(GraphEngine):
             else:
                 sized, self._compiled = {}, _core().compile_model(str(graph), "CPU", options)
         self._sized = {size: compiled.create_infer_request() for size, compiled in sized.items()}
-        streams = self._compiled.get_property("NUM_STREAMS")
+        streams = 0 if sized else self._compiled.get_property("NUM_STREAMS")
         self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
 
     def _compile_for(self, size: int, graph: Path, options: dict[str, str]) -> Any:
@@ -87,9 +88,14 @@ class OpenVinoEngine(GraphEngine):
     def _scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._infer(faces, "scores")[0]
 
-    def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float]:
-        """Milliseconds to fill the requests' tensors, until the last request is done, and to put outcomes together."""
+    def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float] | None:
+        """Milliseconds to fill the requests' tensors, until the last request is done, and to put outcomes together.
+
+        It is not told where the engine was opened for some sizes.
+        """
         self._refuse(faces)
+        if self._sizes:
+            return None
         parts = np.array_split(faces, min(len(self._requests), len(faces)))
         requests = self._requests[: len(parts)]
 
@@ -107,6 +113,8 @@ class OpenVinoEngine(GraphEngine):
     def _infer(self, faces: NDArray[np.uint8], *outputs: str) -> list[NDArray[Any]]:
         """Outputs of all faces, computed in as many parts as there are streams, of one size within a face."""
         if self._sizes:
+            if len(faces) not in self._sized:
+                raise BadInput(f"found {len(faces)} faces in a call; {self.name} was opened for {self._sizes} of them.")
             with self._lock:
                 request = self._sized[len(faces)]
                 _compute([request], [{"faces": faces}])

@@ -173,7 +173,7 @@ class Cascade(Record):
                 that the stage adds, `(n, added, L)`. It is asked for none twice.
 
         Raises:
-            BadInput: if what it finds is of another shape or not finite.
+            BadInput: if what it finds is not finite.
         """
         labels = len(self.decision.labels)
         outcome = Outcome(np.zeros((faces, labels), np.float32), np.zeros(faces, np.int64), np.zeros(faces, np.float32))

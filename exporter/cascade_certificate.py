@@ -92,8 +92,8 @@ class CascadeCertificate(Record):
         claim = " and ".join(claims)
         if not self.vote_holds:
             return (
-                f"Nothing is certified: {self.faces:,} faces do not show that {claim} even where none leaves early: "
-                "this engine's own vote is too far from the one it is held against."
+                f"Nothing is certified: {self.faces:,} faces do not show that {claim} even where none leaves early; "
+                f"{self.disagreements:,} labels of this engine's own vote differ. More faces would do, or wider limits."
             )
         if self.threshold is None:
             return (
@@ -116,6 +116,7 @@ def certify(
     max_drop: float | None = None,
     delta: float = 0.05,
     thresholds: Sequence[float] = THRESHOLDS,
+    most: int | None = None,
     data_sha256: Mapping[str, str] | None = None,
 ) -> tuple[Cascade, CascadeCertificate]:
     """Find the largest threshold that is certified.
@@ -135,6 +136,7 @@ def certify(
         max_drop: for the rule `accuracy`, in (0, 1); for `agreement`, if accuracy is to be shown too.
         delta: in (0, 0.5).
         thresholds: fixed before these faces were looked at, in rising order.
+        most: take the threshold with this place among them, counted from 1, at most; 0 for none. None for all.
         data_sha256: of what was read, to be kept in the certificate.
 
     Returns:
@@ -156,6 +158,7 @@ def certify(
     # Where the last stage is the vote that is meant, none is decided otherwise, and there is nothing to show.
     vote_holds = vote is None or held(paths.labels[-1]) <= delta
     passed = passing(paths, held, thresholds=thresholds, delta=delta) if vote_holds else 0
+    passed = passed if most is None else min(passed, most)
     threshold = float(thresholds[passed - 1]) if passed else None
     stage = paths.leaving(threshold)
     label = paths.labels_at(stage)

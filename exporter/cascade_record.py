@@ -15,7 +15,7 @@ from emoexport.engines.timing import Ratio
 from emoexport.errors import BadBundle
 from emoexport.files import sha256_of
 from emoexport.table_format import with_interval
-from emoexport.verdict import Limits, Verdict, judge_counts
+from emoexport.verdict import Judgement, Limits, Verdict, judge_counts
 
 __all__ = ["CASCADES", "CASCADE_FILE", "CascadeRecord", "CascadeTiming", "cascades_in", "is_cascade", "read_cascade"]
 
@@ -60,6 +60,10 @@ class CascadeRecord(SealedRecord):
     """Why these faces show nothing of how it does on new ones; empty where they do."""
     fitted_sha256: str
     shown_sha256: str
+    reference: str
+    """What computed the full vote that it is held against."""
+    others: int = 0
+    """Cascades of the bundle that were certified on the same faces before."""
     certificate: CascadeCertificate | None
     """None by exact bounds: those labels are the full vote's."""
     shown: Comparison
@@ -71,8 +75,10 @@ class CascadeRecord(SealedRecord):
     timing: CascadeTiming
     machine: dict[str, str]
     """The runtime with its version, and the processor or the GPU."""
-    graphs: dict[str, FileEntry] = Field(min_length=1)
-    """One a member, in their order, by name in the same folder."""
+    graphs: tuple[str, ...] = Field(min_length=1)
+    """What is opened, one a member, in their order: names in the same folder."""
+    files: dict[str, FileEntry]
+    """All of them, and what stands beside them."""
 
     @property
     def engine(self) -> str:
@@ -92,24 +98,49 @@ class CascadeRecord(SealedRecord):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether what is certified was shown; by exact bounds, whether the engine's full vote is within limits."""
+        """Whether what is claimed was shown, and any face leaves early."""
         if self.unfit:
             return "not enough evidence"
         if self.certificate is not None:
-            return "certified" if self.certificate.vote_holds else "not enough evidence"
+            is_shown = self.certificate.vote_holds and self.certificate.threshold is not None
+            return "certified" if is_shown else "not enough evidence"
+        return self._judgement.verdict
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, a sentence each without its point."""
+        if self.unfit:
+            return (self.unfit,)
+        if self.certificate is not None:
+            return (self.certificate.sentence.rstrip("."),)
+        return self._judgement.reasons
+
+    @property
+    def _judgement(self) -> Judgement:
+        """Where the bounds are exact, the engine's full vote is judged like any engine."""
         found = self.shown
-        return judge_counts(found.only_right, found.only_wrong, found.disagreements, found.faces, self.limits).verdict
+        return judge_counts(found.only_right, found.only_wrong, found.disagreements, found.faces, self.limits)
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What was found, for people."""
         timing, found = self.timing, self.shown
-        exact = f"No face leaves before its label is settled: {self.passes_per_face:.2f} passes a face on average."
+        if self.certificate is not None:
+            what = [self.certificate.sentence]
+        else:
+            what = [f"No face leaves before its label is settled: {self.passes_per_face:.2f} passes a face on average."]
+            what += [f"Its full vote: {reason}." for reason in self.reasons if not self.unfit]
+        if self.unfit:
+            what.append(f"It shows nothing of new faces: {self.unfit}.")
+        if self.others:
+            what.append(
+                f"{self.others} other cascades of this bundle were certified on the same faces: each certificate holds "
+                "by itself, not for the one that is best of them."
+            )
         return (
-            self.certificate.sentence if self.certificate else exact,
-            *([f"It shows nothing of new faces: {self.unfit}."] if self.unfit else []),
+            *what,
             f"On {self.shown_on}: accuracy {with_interval(found.gain_points, 2, sign=True)} points against the full "
-            f"vote of the reference, {found.disagreement_pct.value:.2f} % other labels.",
+            f"vote of the reference ({self.reference}), {found.disagreement_pct.value:.2f} % other labels.",
             f"{self.engine}: {timing.ms_a_face:.3g} ms a face in calls of {timing.batch}, "
             f"{with_interval(timing.times_full, 1)} times as fast as the whole fold in the same engine "
             f"({timing.full_ms_a_face:.3g} ms).",
@@ -123,7 +154,7 @@ def is_cascade(engine: str) -> bool:
 
 def cascades_in(bundle: Path) -> list[str]:
     """The names of a bundle's cascades."""
-    return sorted(path.parent.name for path in (bundle / CASCADES).glob(f"*/{CASCADE_FILE}"))
+    return sorted(path.parent.name for path in (bundle / CASCADES).glob(f"[!.]*/{CASCADE_FILE}"))
 
 
 def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
@@ -146,7 +177,9 @@ def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
         raise BadBundle(f"{folder / CASCADE_FILE} was changed after it was written.", hint=again)
     if record.bundle_digest != bundle.manifest.digest:
         raise BadBundle(f"{folder} is a cascade of another bundle than {bundle.path} is now.", hint=again)
-    for file, entry in record.graphs.items():
+    if missing := [file for file in record.graphs if file not in record.files]:
+        raise BadBundle(f"{folder / CASCADE_FILE} lists no hash for {missing[0]}.", hint=again)
+    for file, entry in record.files.items():
         path = folder / file
         if Path(file).name != file or path.is_symlink() or not path.is_file():
             raise BadBundle(f"{path} is missing.", hint=again)

@@ -1,9 +1,11 @@
 """Where a cascade is made: fitted on validation faces, certified on other faces, timed against the whole fold."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +18,14 @@ from emoexport.bundle import Bundle, FileEntry
 from emoexport.cascade import Cascade, Paths
 from emoexport.cascade_certificate import THRESHOLDS, CascadeCertificate, certify, p_value, passing
 from emoexport.cascade_fit import fit_cascade
-from emoexport.cascade_record import CASCADE_FILE, CASCADES, CascadeRecord, CascadeTiming
+from emoexport.cascade_record import (
+    CASCADE_FILE,
+    CASCADES,
+    CascadeRecord,
+    CascadeTiming,
+    cascades_in,
+    read_cascade,
+)
 from emoexport.cascade_stages import Calls, choose_stages, with_stages
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
@@ -27,16 +36,26 @@ from emoexport.engines.machine import versions_of
 from emoexport.engines.passport import Passport
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine
 from emoexport.engines.timing import interleave, ratio_of
-from emoexport.errors import UsageError
+from emoexport.errors import BadBundle, UsageError
 from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.opening import open_engines, open_members, where_it_runs
 from emoexport.pass_engine import CascadeEngine, PassEngine
 from emoexport.pass_graph import write_pass_graphs
+from emoexport.plan_costs import Setting, call_samples
 from emoexport.progress import progress_bar
-from emoexport.scoring import Scored, score_split
+from emoexport.scoring import Scored, apart, choosing_data, reference_engine, score_split
 from emoexport.views import views_named
 
-__all__ = ["Claim", "fitted", "make_cascade", "open_passes", "voting_weights"]
+__all__ = [
+    "Claim",
+    "Prepared",
+    "finish_cascade",
+    "make_cascade",
+    "open_passes",
+    "prepare_cascade",
+    "require_batch",
+    "voting_weights",
+]
 
 _SECONDS = 60.0
 """That the counted calls of one comparison may take, all together."""
@@ -65,6 +84,21 @@ class Claim:
     offsets: bool = True
     """By `accuracy`, whether predictions are corrected for emotions that are decided too often."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no faces can show, before anything slow is done.
+
+        Raises:
+            UsageError: if a limit or delta is out of range.
+        """
+        for limit in (self.epsilon, self.max_drop):
+            if limit is not None and not 0 < limit < 1:
+                raise UsageError(
+                    f"found a limit of {100 * limit:g}; a cascade is certified for more than 0 and less than 100.",
+                    hint="--exact loses nothing" if limit <= 0 else "--max-disagreement 1",
+                )
+        if not 0 < self.delta < 0.5:
+            raise UsageError(f"found --delta {self.delta:g}; needed is a probability in (0, 0.5).", hint="--delta 0.05")
+
     @classmethod
     def of_goals(
         cls,
@@ -78,7 +112,7 @@ class Claim:
         """What certifies these goals: 1 % of other labels if there is none.
 
         Raises:
-            UsageError: if they exclude each other.
+            UsageError: if they exclude each other, or are out of range.
         """
         if exact and (max_disagreement_pct, max_drop_points) != (None, None):
             raise UsageError("--exact loses nothing; found another goal beside it.", hint="leave one of them out")
@@ -126,50 +160,168 @@ def make_cascade(
         console: where progress is shown.
 
     Raises:
-        UsageError: if the engine takes no graphs, passes are left out, or members are stacked.
+        UsageError: if the engine takes no graphs, passes are left out, members are stacked, the bundle takes fewer
+            faces in a call, or the faces that certify are those that fit.
         BadCheckpoint: if the run is not there or not the one that was folded.
         BadData: if the faces cannot be read.
         MissingRuntime: if the runtime is not installed.
     """
-    (full,) = open_engines(bundle, engines=[engine], precisions=[precision], threads=threads, cache=cache)
-    settings: dict[str, Any] = {"run": run, "threads": threads, "console": console}
-    name = f"cascade-{claim.rule}-{engine}-{precision}"
-    with new_directory(bundle.path / CASCADES / name, marker=CASCADE_FILE) as folder:
-        passes, graphs = open_passes(bundle, folder, engine, precision, threads=threads, cache=cache, console=console)
-        fitting = score_split(bundle, data=data, split="validation", engine=passes, **settings)
-        showing = score_split(bundle, data=data, split=split, engine=passes, **settings)
-        reference = score_split(bundle, data=data, split=split, engine=_scorer(), **settings)
-        vote = bundle.manifest.decision.decide(reference.cube.vote()).label[showing.rows]
-        cascade, certificate = certified(
-            fitted(fitting, claim, bundle, passes.calls, batch).cascade, showing, vote, claim
+    require_batch(bundle, batch)
+    wishes: dict[str, Any] = {"run": run, "threads": threads, "console": console}
+    target = bundle.path / CASCADES
+    target.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cascade.", dir=target) as scratch:
+        prepared = prepare_cascade(
+            bundle, claim, Path(scratch), engine, precision, data=data, batch=batch, cache=cache, **wishes
         )
-        opened = CascadeEngine(passes.members, cascade, face_shape=bundle.manifest.face_shape, calls=passes.calls)
-        shown = showing.faces.take(showing.rows)
-        label, left = _answers(opened, shown.images, batch, console)
-        if certificate is not None:
-            certificate = _held_by_itself(certificate, label, vote, shown.labels, claim)
-        record = CascadeRecord(
-            created=timestamp(),
-            bundle_digest=bundle.manifest.digest,
-            backend=engine,
-            precision=precision,
-            calls=passes.calls,
-            cascade=cascade,
-            fitted_on=_described(fitting, fitting.cube.record.faces, "faces"),
-            shown_on=_described(showing, len(shown), "clean rows"),
-            unfit=showing.unfit,
-            fitted_sha256=fitting.cube.record.data_sha256,
-            shown_sha256=shown.sha256(),
-            certificate=certificate,
-            shown=Comparison.of(label, vote, shown.labels),
-            left=tuple(left.tolist()),
-            passes_per_face=round(float(left @ cascade.sizes / left.sum()), 4),
-            timing=timed(opened, full, shown.images, batch=batch, rounds=rounds, console=console),
-            machine=where_it_runs(full),
-            graphs={file.name: FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size) for file in graphs},
-        ).sealed()
-        write_text(folder / CASCADE_FILE, record.to_json())
-    _write_passport(bundle, record, showing, opened)
+        return finish_cascade(bundle, prepared, data=data, split=split, rounds=rounds, **wishes)
+
+
+def require_batch(bundle: Bundle, batch: int) -> None:
+    """Before anything slow is done.
+
+    Raises:
+        UsageError: if the bundle takes fewer faces in a call.
+    """
+    most = bundle.manifest.max_batch
+    if batch > most:
+        raise UsageError(
+            f"found --batch {batch}; {bundle.path} takes up to {most} faces in a call.", hint=f"--batch {most}"
+        )
+
+
+class Prepared(NamedTuple):
+    """A cascade fitted on an engine, which nothing is certified of yet."""
+
+    claim: Claim
+    full: Engine
+    """The whole fold, in the same runtime and precision."""
+    passes: PassEngine
+    files: list[Path]
+    """What the passes' engine was opened from."""
+    fitting: Scored
+    """The faces that fitted it."""
+    fit: "Fitted"
+    batch: int
+
+    def opened(self, cascade: Cascade) -> CascadeEngine:
+        """An engine that runs a cascade on these passes."""
+        settings: dict[str, Any] = {"face_shape": self.passes.face_shape, "calls": self.passes.calls}
+        return CascadeEngine(self.passes.members, cascade, **settings)
+
+
+def prepare_cascade(
+    bundle: Bundle,
+    claim: Claim,
+    folder: Path,
+    engine: str,
+    precision: str,
+    *,
+    data: str | None,
+    run: Path | None,
+    batch: int,
+    threads: int | None,
+    cache: Path | None = None,
+    console: Console,
+) -> Prepared:
+    """Open the passes of an engine, and fit a cascade on the faces that the members were validated on.
+
+    Args:
+        bundle: with members as branches, and all passes.
+        claim: what it is to be certified for.
+        folder: that gets the graphs.
+        engine: a backend that opens graphs, or builds engines of them.
+        precision: of the graph.
+        data: where these faces may be, if not where the run read them.
+        run: where the run is now, if it was moved.
+        batch: faces in a call.
+        threads: how many the runtime may use.
+        cache: where a runtime that can keeps what it compiles.
+        console: where progress is shown.
+
+    Raises:
+        UsageError: as `open_passes`.
+    """
+    opening: dict[str, Any] = {"threads": threads, "cache": cache}
+    (full,) = open_engines(bundle, engines=[engine], precisions=[precision], **opening)
+    passes, files = open_passes(bundle, folder, engine, precision, **opening, console=console)
+    fitting = score_split(
+        bundle,
+        data=choosing_data(bundle, data, run),
+        split="validation",
+        engine=passes,
+        run=run,
+        replace=True,
+        console=console,
+    )
+    fit = fitted(fitting, claim, bundle, passes.calls, batch)
+    return Prepared(claim, full, passes, files, fitting, fit, batch)
+
+
+def finish_cascade(
+    bundle: Bundle,
+    prepared: Prepared,
+    *,
+    data: str | None,
+    split: str | None,
+    run: Path | None,
+    rounds: int = 100,
+    threads: int | None,
+    console: Console,
+) -> CascadeRecord:
+    """Certify a cascade on other faces, time it, and put it into the bundle.
+
+    One of the same name that is certified is not replaced by one that is not.
+
+    Raises:
+        UsageError: if there are no other faces.
+        BadData: if the faces cannot be read.
+    """
+    wishes: dict[str, Any] = {"data": data, "split": split, "run": run, "replace": True, "console": console}
+    scorer = reference_engine()
+    showing = apart(score_split(bundle, engine=prepared.passes, **wishes), prepared.fitting)
+    reference = score_split(bundle, engine=scorer, threads=threads, **wishes)
+    vote = bundle.manifest.decision.decide(reference.cube.vote()).label[showing.rows]
+    shown = showing.faces.take(showing.rows)
+    opened, certificate, label = _shown(prepared, showing, vote, console)
+    left = np.array(opened.left)
+    passes, calls, full = prepared.passes, prepared.passes.calls, prepared.full
+    record = CascadeRecord(
+        created=timestamp(),
+        bundle_digest=bundle.manifest.digest,
+        backend=passes.backend,
+        precision=passes.precision,
+        calls=calls,
+        cascade=opened.cascade,
+        fitted_on=_described(prepared.fitting, "faces"),
+        shown_on=_described(showing, "clean rows"),
+        unfit=showing.unfit,
+        fitted_sha256=prepared.fitting.faces.sha256(),
+        shown_sha256=shown.sha256(),
+        reference=f"{scorer}-fp32",
+        others=_certified_on(bundle, shown.sha256(), opened.name),
+        certificate=certificate,
+        shown=Comparison.of(label, vote, shown.labels),
+        left=tuple(left.tolist()),
+        passes_per_face=round(float(left @ opened.cascade.sizes / left.sum()), 4),
+        timing=_timed(opened, full, shown.images, batch=prepared.batch, rounds=rounds, console=console),
+        machine=where_it_runs(full),
+        graphs=tuple(file.name for file in prepared.files),
+        files={
+            file.name: FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size)
+            for file in sorted(prepared.files[0].parent.iterdir())
+            if file.is_file()
+        },
+    ).sealed()
+    if record.verdict != "certified" and _has_certified(bundle, record.engine):
+        console.print(
+            f"{bundle.path} keeps the {record.engine} that is certified; this one is not.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return record
+    _put(bundle, record, prepared.files[0].parent, showing)
     return record
 
 
@@ -239,6 +391,7 @@ def open_passes(
 
     passes = opened(usual)
     if backend.prepares_sizes and passes.calls.call_ms > _LITTLE * passes.calls.row_ms:
+        del passes  # before the weights are loaded again
         passes = opened(usual.model_copy(update={"prepared": True, "sizes": _PREPARED_SIZES}).up_to(manifest.max_batch))
     return passes, files
 
@@ -266,7 +419,8 @@ def _engine_of(
         settings=BuilderSettings(opt_batch=tuple(sorted({1, min(16, most), most})), max_batch=most),
         origin=graph,
     )
-    graph.unlink()
+    for file in (graph, graph.with_name(f"{graph.name}.data")):
+        file.unlink(missing_ok=True)
     return engine
 
 
@@ -324,14 +478,14 @@ def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: in
         fit(cube.scores[fitting], cube.labels[fitting]).paths(cube.scores[judged])
         for fitting, judged in (halves, halves[::-1])
     ]
-    back = np.argsort(np.concatenate(halves[::-1]))
-    paths = Paths(*(np.concatenate(parts, axis=1)[:, back] for parts in zip(*found, strict=True)))
+    drawn = np.concatenate(halves[::-1])  # at random, as faces come; data sets are often sorted by emotion
+    paths = Paths(*(np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)))
 
     def threshold(some: Paths) -> float | None:
         if claim.rule == "exact":
             return 0.0
         held = functools.partial(
-            p_value, full=some.labels[-1], truth=cube.labels, epsilon=claim.epsilon, max_drop=claim.max_drop
+            p_value, full=some.labels[-1], truth=cube.labels[drawn], epsilon=claim.epsilon, max_drop=claim.max_drop
         )
         passed = passing(some, held, thresholds=THRESHOLDS, delta=claim.delta)
         return THRESHOLDS[passed - 1] if passed else None
@@ -341,7 +495,9 @@ def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: in
     some = Paths(paths.labels[kept], paths.risks[kept])
     expected = threshold(some)
     cascade = with_stages(whole, kept).model_copy(update={"threshold": expected})
-    return Fitted(cascade, some.labels_at(some.leaving(expected)))
+    labels = np.empty_like(cube.labels)
+    labels[drawn] = some.labels_at(some.leaving(expected))
+    return Fitted(cascade, labels)
 
 
 def _measured(passes: PassEngine, console: Console) -> Calls:
@@ -362,99 +518,106 @@ def _measured(passes: PassEngine, console: Console) -> Calls:
     return passes.calls.measured(few, float(np.median(samples[str(few)])), many, float(np.median(samples[str(many)])))
 
 
-def certified(
-    cascade: Cascade, scored: Scored, vote: NDArray[np.int64], claim: Claim
-) -> tuple[Cascade, CascadeCertificate | None]:
-    """The largest threshold that the clean rows of a cube certify; an exact cascade needs none.
+def _shown(
+    prepared: Prepared, showing: Scored, vote: NDArray[np.int64], console: Console
+) -> tuple[CascadeEngine, CascadeCertificate | None, NDArray[np.int64]]:
+    """The cascade with the largest threshold that is certified, and what its engine itself decides with it.
 
-    Args:
-        cascade: as fitted.
-        scored: faces that had no part in the fit.
-        vote: labels of the full vote that is meant, of the clean rows.
-        claim: what is to be certified.
+    The engine's labels may differ from those of the cube by rounding, in calls of other sizes: where they do not pass,
+    the next smaller threshold is taken, down to none.
     """
+    cascade, claim = prepared.fit.cascade, prepared.claim
+    shown = showing.faces.take(showing.rows)
     if claim.rule == "exact":
-        return cascade, None
-    return certify(
+        opened = prepared.opened(cascade)
+        return opened, None, _answers(opened, shown.images, prepared.batch, console)
+    certify_at = functools.partial(
+        certify,
         cascade,
-        scored.cube.scores[scored.rows],
-        scored.cube.labels[scored.rows],
+        showing.cube.scores[showing.rows],
+        shown.labels,
         vote=vote,
         epsilon=claim.epsilon,
         max_drop=claim.max_drop,
         delta=claim.delta,
-        data_sha256={"faces": scored.cube.record.data_sha256},
+        data_sha256={"faces": shown.sha256()},
     )
+    most: int | None = None
+    while True:
+        at_most, certificate = certify_at(most=most)
+        opened = prepared.opened(at_most)
+        label = _answers(opened, shown.images, prepared.batch, console)
+        found = p_value(label, full=vote, truth=shown.labels, epsilon=claim.epsilon, max_drop=claim.max_drop)
+        if found <= claim.delta or certificate.threshold is None:
+            return opened, certificate, label
+        most = certificate.passed - 1
 
 
-def timed(
+def _answers(opened: CascadeEngine, faces: NDArray[np.uint8], batch: int, console: Console) -> NDArray[np.int64]:
+    """What a cascade itself decides in calls of so many faces."""
+    with progress_bar(console, f"{opened.name} on the faces that certify", len(faces)) as advance:
+        return opened.run_all(faces, batch_size=batch, progress=advance).label
+
+
+def _timed(
     cascade: CascadeEngine, full: Engine, faces: NDArray[np.uint8], *, batch: int, rounds: int, console: Console
 ) -> CascadeTiming:
     """Time a cascade and the whole fold in turn, both on the same real faces, other ones at every call."""
-    most = min(batch, len(faces))
-    parts = [faces[start : start + most] for start in range(0, len(faces) - most + 1, most)]
-
-    def turns(engine: Engine) -> Callable[[], object]:
-        given = itertools.cycle(parts)
-        return lambda: engine.run(next(given))
-
+    setting = Setting(full.name, min(batch, len(faces)))
+    engines: dict[tuple[Setting, str], Engine] = {(setting, "cascade"): cascade, (setting, "full"): full}
     with progress_bar(console, f"timing {cascade.name} and {full.name} in turn", rounds + 2) as advance:
-        samples = interleave(
-            {"cascade": turns(cascade), "full": turns(full)}, rounds=rounds, seconds=_SECONDS, progress=advance
-        )
+        samples = call_samples(engines, faces, rounds=rounds, progress=advance)
+    fast, slow = samples[setting, "cascade"], samples[setting, "full"]
     return CascadeTiming(
-        batch=most,
-        calls=len(samples["full"]),
-        ms_a_face=float(f"{samples['cascade'].mean() / most:.5g}"),
-        full_ms_a_face=float(f"{samples['full'].mean() / most:.5g}"),
-        times_full=ratio_of(samples["full"], samples["cascade"]),
+        batch=setting.batch,
+        calls=len(slow),
+        ms_a_face=float(f"{fast.mean() / setting.batch:.5g}"),
+        full_ms_a_face=float(f"{slow.mean() / setting.batch:.5g}"),
+        times_full=ratio_of(slow, fast),
     )
 
 
-def _answers(
-    opened: CascadeEngine, faces: NDArray[np.uint8], batch: int, console: Console
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What a cascade itself decides in calls of so many faces, and how many left at each stage."""
-    with progress_bar(console, f"{opened.name} on the faces that certify", len(faces)) as advance:
-        label = opened.run_all(faces, batch_size=batch, progress=advance).label
-    return label, np.array(opened.left, dtype=np.int64)
-
-
-def _held_by_itself(
-    certificate: CascadeCertificate,
-    label: NDArray[np.int64],
-    vote: NDArray[np.int64],
-    truth: NDArray[np.int64],
-    claim: Claim,
-) -> CascadeCertificate:
-    """The certificate, withdrawn where what the engine itself decides, rounded otherwise than the cube, fails."""
-    by_itself = p_value(label, full=vote, truth=truth, epsilon=claim.epsilon, max_drop=claim.max_drop)
-    if by_itself <= claim.delta:
-        return certificate
-    return certificate.model_copy(update={"vote_holds": False})
-
-
-def _scorer() -> str:
-    """What computes the full vote of the reference: an FP32 graph in a runtime that is here, which is faster."""
-    usable = [row.name for row in BACKENDS.values() if row.takes("fp32") and row.device == "cpu" and row.is_usable()]
-    return usable[0] if usable else "torch"
-
-
-def _described(scored: Scored, count: int, what: str) -> str:
+def _described(scored: Scored, what: str) -> str:
     record = scored.cube.record
+    count = int(scored.rows.sum()) if what == "clean rows" else record.faces
     return f"{record.data}, {record.split}, {count:,} {what}"
 
 
-def _write_passport(bundle: Bundle, record: CascadeRecord, showing: Scored, opened: CascadeEngine) -> None:
+def _certified_on(bundle: Bundle, shown_sha256: str, name: str) -> int:
+    """How many other cascades of a bundle were certified on the same faces."""
+    found = 0
+    for other in cascades_in(bundle.path):
+        with contextlib.suppress(BadBundle):
+            record = read_cascade(bundle, other)
+            found += other != name and record.shown_sha256 == shown_sha256 and record.verdict == "certified"
+    return found
+
+
+def _has_certified(bundle: Bundle, name: str) -> bool:
+    """Whether a bundle has a cascade of this name that is whole and certified."""
+    with contextlib.suppress(BadBundle):
+        return read_cascade(bundle, name).verdict == "certified"
+    return False
+
+
+def _put(bundle: Bundle, record: CascadeRecord, folder: Path, showing: Scored) -> None:
+    """Put a cascade into its bundle; its passport first, which is stale until the cascade is there."""
+    target = bundle.path / CASCADES / record.engine
+    with new_directory(target, marker=CASCADE_FILE) as made:
+        for name in record.files:
+            shutil.move(folder / name, made / name)
+        write_text(made / CASCADE_FILE, record.to_json())
+        _write_passport(bundle, record, showing, sha256_of(made / CASCADE_FILE))
+
+
+def _write_passport(bundle: Bundle, record: CascadeRecord, showing: Scored, sha256: str) -> None:
     """The certificate of the cascade as an engine's: what loads it asks for no other."""
-    file = bundle.path / CASCADES / record.engine / CASCADE_FILE
-    found, limits = record.shown, record.limits
-    graph = bundle.manifest.graphs[record.precision].file
+    found, limits, most = record.shown, record.limits, record.calls.sizes[-1]
     certificate = Certificate(
         verdict=record.verdict,
-        reasons=[record.sentences[0].rstrip(".")],
+        reasons=list(record.reasons),
         created=record.created,
-        engine_sha256=sha256_of(file),
+        engine_sha256=sha256,
         machine=record.machine,
         batches=[record.timing.batch],
         data=showing.cube.record.data,
@@ -470,18 +633,18 @@ def _write_passport(bundle: Bundle, record: CascadeRecord, showing: Scored, open
     engine = bundle.path / "engines" / record.engine
     engine.parent.mkdir(exist_ok=True)
     Passport(
-        file=os.path.relpath(file, engine.parent),
-        sha256=certificate.engine_sha256,
-        bytes=sum(entry.bytes for entry in record.graphs.values()),
+        file=f"../{CASCADES}/{record.engine}/{CASCADE_FILE}",
+        sha256=sha256,
+        bytes=sum(entry.bytes for entry in record.files.values()),
         backend=record.backend,
         precision=record.precision,
-        graph=graph,
+        graph=bundle.manifest.graphs[record.precision].file,
         graph_sha256=bundle.graph_sha256(record.precision),
         created=record.created,
-        seconds=opened.load_s,
-        versions=versions_of("emoexport", "onnxruntime-gpu", "onnxruntime", "openvino"),
+        seconds=0.0,
+        versions=versions_of("emoexport", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt"),
         device={name: value for name, value in record.machine.items() if name != "runtime"},
-        profiles=[[1, record.calls.sizes[-1], record.calls.sizes[-1]]],
+        profiles=[[1, most, most]],
         settings={},
         network={},
         certificate=dataclasses.asdict(certificate),

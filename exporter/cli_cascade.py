@@ -97,9 +97,10 @@ def cascade(
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Assumed: {ASSUMPTION}", highlight=False, soft_wrap=True, style="dim")
     console.print(f"verdict: {found.verdict}\ncascade: {opened.path / CASCADES / found.engine}", highlight=False)
-    console.print(
-        f"next: emoexport predict photos/ --bundle {opened.path} --cascade {found.engine}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if found.verdict == "certified":
+        console.print(
+            f"next: emoexport predict photos/ --bundle {opened.path} --cascade {found.engine}",
+            highlight=False,
+            soft_wrap=True,
+        )
     raise typer.Exit(EXIT_CODES[found.verdict])

@@ -105,9 +105,9 @@ def plan(
     for line in plan_sentences(found):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"plan: {target / PLAN_FILE}", highlight=False, soft_wrap=True)
-    if found.choice is not None:
+    if found.choice is not None and found.verdict == "certified":
         console.print(f"next: emoexport build --plan {target / PLAN_FILE}", highlight=False, soft_wrap=True)
-    if found.cascade is not None:
+    if found.cascade is not None and found.verdict == "certified":
         use = f"--bundle {opened.path} --cascade {found.cascade.engine}"
         console.print(f"next: emoexport predict photos/ {use}", highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_CODES[found.verdict])

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from emoexport.bundle import Bundle, PackageEntry
-from emoexport.cascade_record import CASCADE_FILE, CASCADES, CascadeRecord, is_cascade, read_cascade
+from emoexport.cascade_record import CASCADE_FILE, CASCADES, CascadeRecord, is_cascade
 from emoexport.cascade_stages import Calls
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
@@ -104,32 +104,32 @@ def open_engines(
 
 
 def open_cascade(
-    bundle: Bundle, name: str, *, threads: int | None = None, cache: Path | None = None
-) -> tuple[CascadeEngine, CascadeRecord]:
+    bundle: Bundle, record: CascadeRecord, *, threads: int | None = None, cache: Path | None = None
+) -> CascadeEngine:
     """Open a cascade of a bundle.
 
     Args:
         bundle: the bundle.
-        name: as `cascade_record.cascades_in` has it.
+        record: as `cascade_record.read_cascade` read and checked it.
         threads: how many its runtime may use.
         cache: where a runtime that can keeps what it compiles.
 
     Raises:
-        BadBundle: if it is not there, was changed, or is of another bundle.
-        MissingRuntime: if its runtime is not installed.
+        MissingRuntime: if its runtime is not installed, or lacks something.
+        WrongMachine: if it was built for another machine.
     """
-    record = read_cascade(bundle, name)
     (backend,) = backends_named([record.backend])
+    face_shape = bundle.manifest.face_shape
     members = open_members(
-        [bundle.path / CASCADES / name / file for file in record.graphs],
+        [bundle.path / CASCADES / record.engine / file for file in record.graphs],
         backend,
         record.calls,
         precision=record.precision,
-        face_shape=bundle.manifest.face_shape,
+        face_shape=face_shape,
         threads=threads,
         cache=cache,
     )
-    return CascadeEngine(members, record.cascade, face_shape=bundle.manifest.face_shape, calls=record.calls), record
+    return CascadeEngine(members, record.cascade, face_shape=face_shape, calls=record.calls)
 
 
 def open_members(
@@ -236,10 +236,13 @@ def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequenc
         batches: the numbers of faces in a call that they are to be used with.
     """
     missing, stale, others, untried = [], [], [], []
+    cascades: list[str] = []
     wanted: set[int] = set()
     for engine in opened:
         found, why = certificate_here(bundle, engine)
-        if found is None:
+        if is_cascade(engine.name):
+            cascades += _cascade_note(bundle, engine, found, why, batches)
+        elif found is None:
             missing.append(engine.name)
         elif why:
             stale.append(f"{engine.name} ({why})")
@@ -250,7 +253,7 @@ def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequenc
             wanted |= {*found.batches, *batches_left}
     again = f"Next: emoexport verify {bundle.path}"
     at = "".join(f" --batch {batch}" for batch in sorted(wanted))
-    return [
+    return cascades + [
         f"{title}: {', '.join(names)}. {hint}"
         for title, names, hint in (
             ("No certificate", missing, again),
@@ -260,6 +263,23 @@ def certificate_notes(bundle: Bundle, opened: Sequence[Engine], batches: Sequenc
         )
         if names
     ]
+
+
+def _cascade_note(
+    bundle: Bundle, engine: Engine, found: Certificate | None, stale: str, batches: Sequence[int]
+) -> list[str]:
+    """What a user of a cascade must know of its certificate; nothing if all is certified."""
+    again = f"Next: emoexport cascade {bundle.path} --engine {engine.backend} --precision {engine.precision}"
+    if found is None:
+        return [f"No certificate: {engine.name}. {again}"]
+    if stale:
+        return [f"The certificate of {engine.name} is stale: {stale}. {again}"]
+    if found.verdict != "certified":
+        return [f"Not certified: {engine.name}: {'; '.join(found.reasons)}."]
+    if left := found.lacks(batches):
+        tried = ", ".join(map(str, found.batches))
+        return [f"{engine.name} was certified in calls of {tried} faces; here are {', '.join(map(str, left))}."]
+    return []
 
 
 def graphs_of(opened: Sequence[Engine]) -> set[str]:

@@ -15,9 +15,9 @@ from emoexport.engines.number_types import Executed
 from emoexport.outcome import Outcome
 from emoexport.passes import weighted_vote
 
-__all__ = ["CascadeEngine", "PassEngine", "numbered"]
+__all__ = ["MOST_FACES", "CascadeEngine", "PassEngine", "numbered"]
 
-_MOST = 65_536
+MOST_FACES = 65_536
 """Faces in a call: any number, as far as memory goes."""
 
 
@@ -50,7 +50,7 @@ class PassEngine(Engine):
         face_shape: tuple[int, int, int],
         calls: Calls | None = None,
     ) -> None:
-        super().__init__(precision=members[0].precision, face_shape=face_shape, max_batch=_MOST)
+        super().__init__(precision=members[0].precision, face_shape=face_shape, max_batch=MOST_FACES)
         self.backend = members[0].backend
         self.runtime = getattr(members[0], "runtime", "")
         self.version = getattr(members[0], "version", "")

@@ -37,6 +37,8 @@ class Candidate(Record):
     """As `build` takes it."""
     soup: str = ""
     """Which soup of the members the passes are of, as `train.standing.SoupMethod` has it; empty for the members."""
+    soup_sha256: str = ""
+    """Of the weights of that soup."""
     selection: Comparison
 
     @property

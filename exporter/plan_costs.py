@@ -64,13 +64,13 @@ class Costs(NamedTuple):
 
     def _reaches(self, setting: Setting, passes: float, goals: Goals) -> bool:
         call = self.milliseconds(setting, passes)
-        return is_fast_enough(call, setting.batch, goals)
+        return is_fast_enough(call, call, setting.batch, goals)
 
 
-def is_fast_enough(call_ms: float, batch: int, goals: Goals) -> bool:
-    """Whether calls that take so long reach the goals of speed."""
+def is_fast_enough(slow_ms: float, mean_ms: float, batch: int, goals: Goals) -> bool:
+    """Whether calls reach the goals of speed: slow ones that of latency, those on average that of throughput."""
     latency, throughput = goals.max_latency_ms, goals.min_throughput
-    return (latency is None or call_ms <= latency) and (throughput is None or 1000 * batch / call_ms >= throughput)
+    return (latency is None or slow_ms <= latency) and (throughput is None or 1000 * batch / mean_ms >= throughput)
 
 
 def call_samples(
@@ -80,7 +80,9 @@ def call_samples(
     rounds: int,
     progress: Callable[[int], object],
 ) -> dict[tuple[Setting, str], Samples]:
-    """Time calls of engines, all in turn, other faces at every call.
+    """Time calls of engines, all in turn, other faces at every call, in an order that is always the same.
+
+    They are drawn at random, as what a cascade takes depends on them, and data sets are often sorted by emotion.
 
     Args:
         engines: by setting, whose batch the calls have, and what the engine is there.
@@ -88,9 +90,10 @@ def call_samples(
         rounds: counted calls of each, at most.
         progress: called with 1 after every round.
     """
+    drawn = faces[np.random.default_rng(0).permutation(len(faces))]
 
     def turns(engine: Engine, batch: int) -> Callable[[], object]:
-        whole = np.resize(faces, (max(batch, len(faces) // batch * batch), *faces.shape[1:]))
+        whole = np.resize(drawn, (max(batch, len(faces) // batch * batch), *faces.shape[1:]))
         given = itertools.cycle(np.split(whole, len(whole) // batch))
         return lambda: engine.run(next(given))
 

@@ -28,7 +28,7 @@ def candidates_of(
     *,
     sizes: Sequence[int] = SIZES,
     vote: NDArray[np.int64] | None = None,
-    soup: str = "",
+    soup: tuple[str, str] = ("", ""),
 ) -> list[Candidate]:
     """For each number of passes those that predict the full vote best, and how they decide.
 
@@ -42,7 +42,7 @@ def candidates_of(
         numbers: of each member of the cube, its number in the run.
         sizes: numbers of passes; those above that of the full vote are left out.
         vote: labels of the full vote, `(N,)`; None for that of the cube.
-        soup: which soup of the members the cube is of; empty for the members themselves.
+        soup: which soup the cube is of, and the SHA-256 of its weights; empty for the members themselves.
     """
     _, members, views, _ = cube.record.shape
     full = cube.weights.ravel()
@@ -65,7 +65,9 @@ def candidates_of(
             }
         )
         comparison = Comparison.of(label, target, cube.labels)
-        found.setdefault(tuple(sorted(kept)), Candidate(choice=choice, soup=soup, selection=comparison))
+        found.setdefault(
+            tuple(sorted(kept)), Candidate(choice=choice, soup=soup[0], soup_sha256=soup[1], selection=comparison)
+        )
     return list(found.values())
 
 

@@ -9,17 +9,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from emoexport.bundle import Bundle
-from emoexport.errors import EmoexportError
+from emoexport.errors import BadInput, EmoexportError
 from emoexport.pipeline import build
 from emoexport.plan import Candidate
 from emoexport.plan_search import candidates_of
 from emoexport.run_faces import data_of_run
 from emoexport.scoring import score_split
-from emoexport.train.checkpoint import MemberRecord, RunRecord, read_run
+from emoexport.train.checkpoint import RUN_FILE, MemberRecord, RunRecord, read_run
+from emoexport.train.dataset import DataSet
 from emoexport.train.soup_run import make_soup
 from emoexport.train.standing import SoupMethod
 
-__all__ = ["SoupCandidates", "soup_candidates", "soup_run_for"]
+__all__ = ["SoupCandidates", "soup_candidates", "soup_run_of"]
 
 _WORSE = 0.02
 """How much less accurate than the best member a soup may be in one pass to be looked at."""
@@ -62,7 +63,8 @@ def soup_candidates(
     console.print("averaging the members' weights ...", highlight=False)
     try:
         made = soup_run_for(run, folder / "soup", data_of_run(run, record, data), quiet)
-        soup = MemberRecord.parse_json(made / read_run(made).members[0]).soup
+        member = _member_of(made)
+        soup = member.soup
         assert soup is not None
         kept = sum(one.kept for one in soup.ingredients)
         accuracy = soup.uniform if soup.chosen == SoupMethod.UNIFORM else soup.greedy
@@ -78,14 +80,39 @@ def soup_candidates(
         cube = score_split(mixed, folder / "cube", split="validation", **settings).cube
         sizes = range(1, len(views) + 1)
         return SoupCandidates(
-            candidates_of(cube, mixed.manifest.decision, [1], sizes=sizes, vote=vote, soup=str(soup.chosen)),
+            candidates_of(
+                cube, mixed.manifest.decision, [1], sizes=sizes, vote=vote, soup=(soup.chosen, member.sha256)
+            ),
             f"The {soup.chosen} soup of {kept} members is a candidate: {found}.",
         )
     except EmoexportError as err:  # whatever members, or faces, do not allow
         return SoupCandidates((), f"Soups were not tried: {err}")
 
 
-def soup_run_for(run: Path, out: Path, data: Any, console: Console) -> Path:
+def soup_run_for(run: Path, out: Path, data: DataSet, console: Console) -> Path:
     """Make the run of a plan's soup: the better of the uniform and the greedy one of all members of a run."""
     make_soup([run], data, out, method=SoupMethod.BEST, console=console)
     return out
+
+
+def soup_run_of(run: Path, sha256: str, console: Console) -> Path:
+    """The run of a plan's soup beside the run of its members; it is made if it is not there.
+
+    Args:
+        run: of the members.
+        sha256: of the soup's weights, as the plan has it.
+        console: where progress is shown.
+
+    Raises:
+        BadInput: if what stands there, or what is made of the members now, is another soup.
+    """
+    out = run.with_name(f"{run.resolve().name}-soup")
+    if not (out / RUN_FILE).is_file():
+        soup_run_for(run, out, data_of_run(run, read_run(run), None), console)
+    if _member_of(out).sha256 != sha256:
+        raise BadInput(f"{out} is another soup than the plan's.", hint=f"move {out} away, or emoexport plan again")
+    return out
+
+
+def _member_of(soup: Path) -> MemberRecord:
+    return MemberRecord.parse_json(soup / read_run(soup).members[0])

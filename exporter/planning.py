@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from rich.console import Console
 from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
 from emoexport.cascade_record import CascadeRecord
-from emoexport.cascading import Claim, fitted, make_cascade, open_passes
+from emoexport.cascading import Claim, Prepared, finish_cascade, prepare_cascade, require_batch
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
 from emoexport.engines import BACKENDS
@@ -31,12 +31,11 @@ from emoexport.pipeline import build
 from emoexport.plan import PLAN_FILE, Candidate, Goals, Plan, Timing
 from emoexport.plan_costs import Costs, Setting, call_samples, is_fast_enough, timing_of
 from emoexport.plan_search import best_member_of, candidates_of, likeliest
-from emoexport.plan_soups import soup_candidates, soup_run_for
+from emoexport.plan_soups import soup_candidates, soup_run_of
 from emoexport.plan_tables import plan_markdown, plan_plot
 from emoexport.prebuilt import build_engines
 from emoexport.progress import progress_bar
-from emoexport.run_faces import data_of_run
-from emoexport.scoring import Scored, score_split
+from emoexport.scoring import Scored, apart, choosing_data, reference_engine, score_split
 from emoexport.sessions import run_of
 from emoexport.train.checkpoint import MemberRecord, read_run
 from emoexport.verdict import Limits, Verdict, judge_counts
@@ -90,9 +89,9 @@ def make_plan(bundle: Bundle, out: Path, goals: Goals, wishes: Wishes = Wishes()
         BadData: if the faces cannot be read.
         MissingRuntime: if no engine runs here.
     """
-    most = bundle.manifest.max_batch
-    if max(wishes.batches) > most:
-        raise UsageError(f"found --batch {max(wishes.batches)}; {bundle.path} takes up to {most} faces in a call.")
+    require_batch(bundle, max(wishes.batches))
+    if bundle.manifest.passes_a_face < 2:
+        raise UsageError(f"{bundle.path} computes one pass a face: there is nothing to leave out.")
     with tempfile.TemporaryDirectory() as scratch:
         plan = _Planner(bundle, goals, wishes, Path(scratch), console).plan(out)
     with new_directory(out, marker=PLAN_FILE) as directory:
@@ -110,18 +109,19 @@ class _Final(NamedTuple):
     """`full`, and of `passes` and `cascade` those that came."""
     samples: Mapping[str, Samples]
     timings: tuple[Timing, ...]
+    prepared: Prepared | None
     exits: Comparison | None
 
-    def winner(self, goals: Goals) -> str | None:
-        """What takes least a face on average, of those whose slow calls reach the goals; None if none does."""
-        batch = self.setting.batch
-        able = {
-            name: float(samples.mean())
-            for name, samples in self.samples.items()
-            if name != "full"
-            and is_fast_enough(float(np.percentile(samples, 99)), batch, _latency_of(goals))
-            and is_fast_enough(float(samples.mean()), batch, goals.model_copy(update={"max_latency_ms": None}))
-        }
+    def winner(self, goals: Goals) -> Literal["passes", "cascade"] | None:
+        """What takes least a face on average, and less than the full vote, if its slow calls reach the goals."""
+        able: dict[Literal["passes", "cascade"], float] = {}
+        for name in ("passes", "cascade"):
+            samples = self.samples.get(name)
+            if samples is None or samples.mean() >= self.samples["full"].mean():
+                continue
+            slow, mean = float(np.percentile(samples, 99)), float(samples.mean())
+            if is_fast_enough(slow, mean, self.setting.batch, goals):
+                able[name] = mean
         return min(able, key=able.__getitem__, default=None)
 
 
@@ -145,32 +145,30 @@ class _Planner:
     def plan(self, out: Path) -> Plan:
         """Search, time, confirm."""
         bundle, goals = self.bundle, self.goals
-        selection, scored = self._scored("validation"), self._scored(self.wishes.split)
+        selection = self._scored("validation", choosing_data(bundle, self.wishes.data, self.wishes.run))
+        scored = apart(self._scored(self.wishes.split, self.wishes.data), selection)
         decision, faces = bundle.manifest.decision, int(scored.rows.sum())
         vote = decision.decide(selection.cube.vote()).label
         candidates = self._candidates(selection, vote)
         costs, timings = self._costs(selection, candidates[0])
-        passes = bundle.manifest.passes_a_face
         chosen, why = likeliest(candidates, goals, faces, lambda passes: costs.why_slow(passes, goals))
-        about = passes if chosen is None else candidates[chosen].passes
+        about = bundle.manifest.passes_a_face if chosen is None else candidates[chosen].passes
         setting = costs.fastest(about, goals) or costs.fastest(about, Goals())
         assert setting is not None
         final = self._final(setting, None if chosen is None else candidates[chosen], selection, vote)
         winner = final.winner(goals)
-        verdict: Verdict = "not enough evidence"
-        reasons: tuple[str, ...] = (why,) if why else ()
         confirmation, cascade = None, None
-        if winner is None and not reasons:
-            reasons = ("what was timed does not reach the goals of speed",)
+        verdict: Verdict = "not enough evidence"
+        reasons: tuple[str, ...] = (why or "nothing that was timed reaches the goals of speed, or is faster than all",)
         if winner == "passes":
             confirmation = self._confirmed(final.engines["passes"], scored, setting.batch)
             verdict, reasons = _judged(confirmation, goals)
-        if winner == "cascade":
-            cascade = self._cascade(setting)
+            if scored.unfit and verdict != "failed":
+                verdict, reasons = "not enough evidence", (scored.unfit,)
+        elif winner == "cascade":
+            cascade = self._cascade(final)
             confirmation, verdict = cascade.shown, cascade.verdict
-            reasons = () if verdict == "certified" else (cascade.sentences[0].rstrip("."),)
-            if cascade.cascade.threshold is None:
-                verdict, reasons = "not enough evidence", (cascade.sentences[0].rstrip("."),)
+            reasons = () if verdict == "certified" else cascade.reasons
         engine = self.full[setting.engine]
         return Plan(
             created=timestamp(),
@@ -207,15 +205,18 @@ class _Planner:
         manifest = self.bundle.manifest
         return manifest.choice.numbers or list(range(1, len(manifest.members) + 1))
 
-    @property
-    def _scorer(self) -> str:
-        """What computes the reference's passes: an FP32 graph, where one is planned with."""
-        return next((engine.backend for engine in self.full.values() if engine.precision == "fp32"), "torch")
-
-    def _scored(self, split: str | None) -> Scored:
-        wishes = self.wishes
-        settings: dict[str, Any] = {"run": wishes.run, "threads": wishes.threads, "console": self.console}
-        return score_split(self.bundle, data=wishes.data, split=split, engine=self._scorer, **settings)
+    def _scored(self, split: str | None, data: str | None) -> Scored:
+        """A cube of the FP32 reference's passes."""
+        return score_split(
+            self.bundle,
+            data=data,
+            split=split,
+            engine=reference_engine(),
+            run=self.wishes.run,
+            threads=self.wishes.threads,
+            replace=True,
+            console=self.console,
+        )
 
     def _candidates(self, selection: Scored, vote: NDArray[np.int64]) -> list[Candidate]:
         """Passes of the members, and of their soup, from few to many; of as many those that agree more come first."""
@@ -228,7 +229,7 @@ class _Planner:
                 self.scratch,
                 vote,
                 data=self.wishes.data,
-                engine=self._scorer,
+                engine=reference_engine(),
                 threads=self.wishes.threads,
                 console=self.console,
             )
@@ -238,7 +239,7 @@ class _Planner:
 
     def _costs(self, selection: Scored, one: Candidate) -> tuple[Costs, list[Timing]]:
         """Lines of all engines at all batches, through one pass and the full vote."""
-        least = self._opened(self._built(one, "one"), list(self.full.values()))
+        least = self._opened(one, "one", list(self.full.values()))
         everyone = {
             (Setting(name, batch), which): engine
             for which, some in (("full", self.full), ("one", least))
@@ -256,95 +257,103 @@ class _Planner:
     def _final(self, setting: Setting, chosen: Candidate | None, selection: Scored, vote: NDArray[np.int64]) -> _Final:
         """Build what came to the final for one engine, and time it with the full vote on the faces that choose."""
         full = self.full[setting.engine]
-        engines, passes, exits = {"full": full}, {"full": float(self.bundle.manifest.passes_a_face)}, None
+        engines, passes = {"full": full}, {"full": float(self.bundle.manifest.passes_a_face)}
         if chosen is not None:
-            engines |= {"passes": self._opened(self._built(chosen, "few"), [full])[full.name]}
+            engines |= {"passes": self._opened(chosen, "few", [full])[full.name]}
             passes["passes"] = float(chosen.passes)
-        if self.wishes.exits and self.goals.max_passes is None:
-            opened, _ = open_passes(
-                self.bundle,
-                self.scratch,
-                full.backend,
-                full.precision,
-                threads=self.wishes.threads,
-                console=self.console,
-            )
-            judged = score_split(
-                self.bundle, data=self.wishes.data, split="validation", engine=opened, run=self.wishes.run,
-                console=self.console,
-            )  # fmt: skip
-            fit = fitted(judged, self._claim, self.bundle, opened.calls, setting.batch)
-            cascade = CascadeEngine(opened.members, fit.cascade, face_shape=full.face_shape, calls=opened.calls)
-            engines["cascade"], exits = cascade, Comparison.of(fit.labels, vote, selection.cube.labels)
+        prepared = self._prepared(setting)
+        exits = None
+        if prepared is not None:
+            engines["cascade"] = prepared.opened(prepared.fit.cascade)
+            exits = Comparison.of(prepared.fit.labels, vote, selection.cube.labels)
         timed = self._timed({(setting, which): engine for which, engine in engines.items()}, selection)
         samples = {which: timed[setting, which] for which in engines}
-        if isinstance(engines.get("cascade"), CascadeEngine):
+        if "cascade" in engines:
             passes["cascade"] = _passes_of(engines["cascade"])
         timings = tuple(
             timing_of(engines[which].name, passes[which], setting.batch, samples[which], samples["full"])
             for which in engines
             if which != "full"
         )
-        return _Final(setting, engines, samples, timings, exits)
+        return _Final(setting, engines, samples, timings, prepared, exits)
+
+    def _prepared(self, setting: Setting) -> Prepared | None:
+        """A cascade for the final; None, and a note, where there can be none or no face would leave early."""
+        if not self.wishes.exits or self.goals.max_passes is not None:
+            return None
+        full, folder = self.full[setting.engine], self.scratch / "cascade"
+        folder.mkdir()
+        try:
+            found = prepare_cascade(
+                self.bundle,
+                self._claim,
+                folder,
+                full.backend,
+                full.precision,
+                data=self.wishes.data,
+                run=self.wishes.run,
+                batch=setting.batch,
+                threads=self.wishes.threads,
+                console=self.console,
+            )
+        except UsageError as err:  # stacked members, or limits that no faces can show
+            self.notes.append(f"Cascades were not tried: {err}")
+            return None
+        if found.fit.cascade.threshold is None:
+            self.notes.append("In a cascade no face would leave early within these limits.")
+            return None
+        return found
 
     @property
     def _claim(self) -> Claim:
         return Claim.of_goals(self.goals.max_disagreement_pct, self.goals.max_drop_points)
 
-    def _cascade(self, setting: Setting) -> CascadeRecord:
+    def _cascade(self, final: _Final) -> CascadeRecord:
         """The cascade that won, certified and put into the bundle."""
-        wishes, engine = self.wishes, self.full[setting.engine]
-        return make_cascade(
+        assert final.prepared is not None
+        wishes = self.wishes
+        return finish_cascade(
             self.bundle,
-            self._claim,
-            engine=engine.backend,
-            precision=engine.precision,
+            final.prepared,
             data=wishes.data,
             split=wishes.split,
             run=wishes.run,
-            batch=setting.batch,
             threads=wishes.threads,
             console=self.console,
         )
 
-    def _built(self, candidate: Candidate, name: str) -> Bundle:
-        """A bundle of some passes, calibrated as the one with all is."""
+    def _opened(self, candidate: Candidate, name: str, like: Sequence[Engine]) -> dict[str, Engine]:
+        """The same runtimes and precisions of a bundle of some passes, calibrated as the one with all is."""
         known = self.bundle.manifest.calibration
         wish = Wish() if known is None else Wish(faces=known.faces, method=known.method, random=known.random)
-        precisions = {engine.precision for engine in self.full.values()} - {"fp32"}
-        self.console.print(
-            f"building with {candidate.passes} of {self.bundle.manifest.passes_a_face} passes ...", highlight=False
-        )
-        built = build(
+        passes = f"{candidate.passes} of {self.bundle.manifest.passes_a_face} passes"
+        self.console.print(f"building with {passes} ...", highlight=False)
+        bundle = build(
             self.scratch / "soup" if candidate.soup else self.run,
             self.scratch / name,
             choice=candidate.choice,
-            precisions=sorted(precisions),
-            calibration=dataclasses.replace(wish, data=self.wishes.data),
+            precisions=sorted({engine.precision for engine in like} - {"fp32"}),
+            calibration=wish,
             max_batch=self.bundle.manifest.max_batch,
             keep_rejected=True,
             gate_faces=7,  # what few faces say of it is not asked here
             console=Console(quiet=True),
         )
-        self._compile(built)
-        return built
-
-    def _compile(self, built: Bundle) -> None:
-        """Have the compilers among those that are planned with build their engines."""
-        batches = self.wishes.batches
-        settings = BuilderSettings(opt_batch=tuple(sorted(batches)), max_batch=max(batches))
-        for engine in self.full.values():
-            backend = BACKENDS[engine.backend]
-            if backend.built_from == "graph":
-                build_engines(built, [backend], [engine.precision], settings, console=self.console)
-
-    def _opened(self, bundle: Bundle, like: Sequence[Engine]) -> dict[str, Engine]:
-        """The same runtimes and precisions of another bundle."""
+        self._compile(bundle, like)
         opened = [
             open_engines(bundle, engines=[one.backend], precisions=[one.precision], threads=self.wishes.threads)
             for one in like
         ]
         return {engine.name: engine for (engine,) in opened}
+
+    def _compile(self, bundle: Bundle, like: Sequence[Engine]) -> None:
+        """Have the compilers among some engines build theirs."""
+        batches = self.wishes.batches
+        settings = BuilderSettings(opt_batch=tuple(sorted(batches)), max_batch=max(batches))
+        for engine in like:
+            backend = BACKENDS[engine.backend]
+            if backend.built_from == "graph":
+                build_engines(bundle, [backend], [engine.precision], settings, console=self.console)
 
     def _timed(
         self, engines: Mapping[tuple[Setting, str], Engine], selection: Scored
@@ -373,7 +382,7 @@ def planned(file: Path, run: Path, console: Console | None = None) -> tuple[Path
         console: where progress is shown.
 
     Raises:
-        BadInput: if the file is no plan, was changed, chose nothing that is to be built, or is of other members.
+        BadInput: if the file is no plan, was changed, chose nothing that is to be built, failed, or is of others.
     """
     plan = Plan.parse_json(file)
     if not plan.is_intact():
@@ -386,21 +395,23 @@ def planned(file: Path, run: Path, console: Console | None = None) -> tuple[Path
         )
     if plan.choice is None or plan.precision is None:
         raise BadInput(f"{file} chose nothing: {'; '.join(plan.reasons)}.", hint="emoexport plan with other goals")
+    if plan.verdict == "failed":
+        raise BadInput(
+            f"{file} chose passes that failed on other faces: {'; '.join(plan.reasons)}.",
+            hint="emoexport plan with other goals",
+        )
     files = [run / name for name in read_run(run).members]
     found = {number: MemberRecord.parse_json(path).sha256 for number, path in enumerate(files, start=1)}
     assert plan.chosen is not None
-    soup = plan.candidates[plan.chosen].soup
-    numbers = plan.members if soup else plan.choice.numbers
+    candidate = plan.candidates[plan.chosen]
+    numbers = plan.members if candidate.soup else candidate.choice.numbers
     if any(found.get(number) != plan.members[number] for number in numbers):
         raise BadInput(
             f"{file} is a plan for other members than those in {run}.", hint="name the run that it was made for"
         )
-    if not soup:
-        return run, plan.choice, plan.precision
-    out = run.with_name(f"{run.resolve().name}-soup")
-    if not (out / "run.json").is_file():
-        soup_run_for(run, out, data_of_run(run, read_run(run), None), console or Console(quiet=True))
-    return out, plan.choice, plan.precision
+    if candidate.soup:
+        run = soup_run_of(run, candidate.soup_sha256, console or Console(quiet=True))
+    return run, plan.choice, plan.precision
 
 
 def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> list[Engine]:
@@ -431,10 +442,6 @@ def _judged(found: Comparison, goals: Goals) -> tuple[Verdict, tuple[str, ...]]:
     limits = Limits(max_drop_points=goals.max_drop_points, max_disagreement_pct=anything)
     judgement = judge_counts(found.only_right, found.only_wrong, found.disagreements, found.faces, limits)
     return judgement.verdict, judgement.reasons
-
-
-def _latency_of(goals: Goals) -> Goals:
-    return goals.model_copy(update={"min_throughput": None})
 
 
 def _passes_of(cascade: Engine) -> float:

@@ -16,7 +16,7 @@ from emoexport.engines import BACKENDS, Backend, require_known
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.machine import describe_processor
-from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
+from emoexport.errors import BadBundle, BadInput, EmoexportError, MissingRuntime, UsageError
 from emoexport.opening import (
     can_open,
     certificate_here,
@@ -26,7 +26,7 @@ from emoexport.opening import (
     origin_of,
 )
 from emoexport.outcome import Outcome
-from emoexport.pass_engine import CascadeEngine
+from emoexport.pass_engine import MOST_FACES, CascadeEngine
 from emoexport.precision import PRECISIONS
 from emoexport.throughput import SpeedReport
 
@@ -108,8 +108,9 @@ def load(
         if device not in (None, BACKENDS[engine].device):
             raise UsageError(f"{engine} runs on {BACKENDS[engine].device}, and {device} is asked for.")
     opened = Bundle.open(Path(bundle))
-    if batch is not None and not 1 <= batch <= (opened.manifest.max_batch if cascade is None else batch):
-        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {opened.manifest.max_batch} faces.")
+    most = MOST_FACES if cascade else opened.manifest.max_batch
+    if batch is not None and not 1 <= batch <= most:
+        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.")
     limits = {"threads": threads, "cache": Path(cache) if cache else None}
     if cascade is not None:
         return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)
@@ -136,7 +137,8 @@ class Session:
         self.labels = bundle.manifest.labels
         self.face_shape = bundle.manifest.face_shape
         self.max_batch = chosen.engine.max_batch
-        self.batch = batch or _batch_of(chosen.certificate, self.max_batch)
+        tried = chosen.certificate.batches if chosen.certificate and chosen.left else []
+        self.batch = batch or max(tried, default=_batch_of(chosen.certificate, self.max_batch))
         self.engine = chosen.engine.name
         self.certificate = chosen.certificate
         self.why = chosen.why
@@ -204,6 +206,9 @@ def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: s
         BadBundle: if the bundle has no such graph.
         MissingRuntime: if no such engine runs here.
     """
+    require_known([engine] if engine else ())
+    if engine and BACKENDS[engine].built_from == "fold":
+        raise UsageError(f"{engine} takes no graphs.", hint="--engine names a runtime that does")
     certificates, speeds = certificates_in(bundle.path), speeds_of(bundle)
     candidates = [
         _candidate(bundle, backend.name, name, certificates, speeds)
@@ -217,7 +222,7 @@ def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: s
     ]
     if not candidates:  # says what is missing
         open_engines(bundle, engines=[engine] if engine else None, precisions=[precision] if precision else None)
-        raise UsageError(f"{engine} takes no graphs.", hint="--engine names a runtime that does")
+        raise MissingRuntime(f"no engine made of the graphs of {bundle.path} runs here.", hint="emoexport doctor")
     best = min(candidates, key=lambda one: (not one.is_certified, -one.speed * one.is_certified, *_place(one)))
     return best.backend, best.precision
 
@@ -285,29 +290,44 @@ def _cascade(
     known = cascades_in(bundle.path)
     if not known:
         raise BadBundle(f"{bundle.path} has no cascade.", hint=f"emoexport cascade {bundle.path}")
-    records = [read_cascade(bundle, one) for one in known if one == name or one.startswith(f"cascade-{name}-")]
-    found = [
-        record
-        for record in records
-        if engine in (None, record.backend)
-        and precision in (None, record.precision)
-        and device in (None, BACKENDS[record.backend].device)
-    ]
-    if not found:
-        raise UsageError(f"{bundle.path} has no such cascade as {name}; it has {', '.join(known)}.", hint=known[0])
-    notes = []
-    for record in sorted(found, key=lambda one: (one.verdict != "certified", one.timing.ms_a_face)):
+    notes: list[str] = []
+    records = []
+    for one in (one for one in known if one == name or one.startswith(f"cascade-{name}-")):
         try:
-            opened, _ = open_cascade(bundle, record.engine, **limits)
-        except MissingRuntime as err:
+            record = read_cascade(bundle, one)
+        except BadBundle as err:
+            notes.append(f"{one} is left out: {err}")
+            continue
+        backend = BACKENDS[record.backend]
+        if (
+            engine in (None, backend.name)
+            and precision in (None, record.precision)
+            and device in (None, backend.device)
+        ):
+            records.append(record)
+    if not records and notes:
+        raise BadBundle(notes[0], hint=f"emoexport cascade {bundle.path}")
+    if not records:
+        raise UsageError(
+            f"{bundle.path} has no such cascade as {name}; it has {', '.join(known)}.",
+            hint=f"emoexport cascade {bundle.path}",
+        )
+    first = None
+    for record in sorted(records, key=lambda one: (one.verdict != "certified", one.timing.ms_a_face)):
+        try:
+            opened = open_cascade(bundle, record, **limits)
+            opened.walk(np.zeros((1, *opened.face_shape), dtype=np.uint8))
+        except EmoexportError as err:
             notes.append(f"{record.engine} is left out: {err}")
             continue
-        opened.walk(np.zeros((1, *opened.face_shape), dtype=np.uint8))
         certificate, stale = certificate_here(bundle, opened)
-        holds = certificate is not None and not stale and certificate.verdict == "certified"
-        why = record.sentences[0] if holds else "it was asked for."
-        return _Chosen(opened, certificate if holds else None, f"{record.engine}: {why}", notes, record.left)
-    raise MissingRuntime(f"no runtime for {name} is here: {notes[-1]}", hint="emoexport doctor")
+        if certificate is not None and not stale and certificate.verdict == "certified":
+            why = f"{record.engine}: {record.sentences[0]}"
+            return _Chosen(opened, certificate, why, notes, record.left)
+        first = first or _Chosen(opened, None, f"{record.engine}: it was asked for.", notes, record.left)
+    if first is None:
+        raise MissingRuntime(f"no cascade {name} of {bundle.path} runs here: {notes[-1]}", hint="emoexport doctor")
+    return first
 
 
 def _candidate(

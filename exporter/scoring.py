@@ -1,5 +1,6 @@
 """A bundle's passes over a split of labelled faces, as a score cube."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +15,15 @@ from emoexport.cube import Cube, CubeAccuracy, CubeRequest, compute_cube
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
-from emoexport.errors import UsageError
+from emoexport.errors import EmoexportError, UsageError
 from emoexport.opening import open_engines
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_faces
 from emoexport.sessions import open_judge, open_reference, run_of
+from emoexport.train.audit import face_hashes
 from emoexport.train.dataset import Faces
 
-__all__ = ["Scored", "score_split"]
+__all__ = ["Scored", "apart", "choosing_data", "reference_engine", "score_split"]
 
 
 class Scored(NamedTuple):
@@ -53,6 +55,7 @@ def score_split(
     label_order: str | None = None,
     skip_bad: bool = False,
     force: bool = False,
+    replace: bool = False,
     console: Console,
 ) -> Scored:
     """Compute the score cube of a bundle on a split, or go on with an unfinished one.
@@ -72,6 +75,7 @@ def score_split(
         label_order: what numbered labels mean; None for what they meant to the run.
         skip_bad: leave out faces that cannot be read.
         force: replace a cube that stands there, and forget an unfinished one.
+        replace: the same, but only where it is of something else: for those that keep cubes to save time.
         console: where progress is shown.
 
     Raises:
@@ -99,21 +103,70 @@ def score_split(
     faces, row_sets = drawn_faces(dataset, split, limit)
     unfit = describe_faces(dataset, split, record, console)
     request = _request(bundle, opened, faces, data=data_name(dataset.source), split=split)
-    with progress_bar(console, f"{opened.name}: every pass of every face", len(faces)) as advance:
-        cube = compute_cube(
-            opened.scores,
-            faces.images,
-            faces.labels,
-            out or Path("cubes") / f"{bundle.path.resolve().name}-{split}-{opened.name}",
-            request,
-            batch_size=min(batch, bundle.manifest.max_batch),
-            progress=advance,
-            note=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True),
-            force=force,
-        )
+    target = out or Path("cubes") / f"{bundle.path.resolve().name}-{split}-{opened.name}"
+
+    def computed(*, anew: bool) -> Cube:
+        with progress_bar(console, f"{opened.name}: every pass of every face", len(faces)) as advance:
+            return compute_cube(
+                opened.scores,
+                faces.images,
+                faces.labels,
+                target,
+                request,
+                batch_size=min(batch, bundle.manifest.max_batch),
+                progress=advance,
+                note=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True),
+                force=anew,
+            )
+
+    try:
+        cube = computed(anew=force)
+    except UsageError:
+        if not replace:
+            raise
+        console.print(f"{target} is of something else, and is computed anew.", highlight=False, soft_wrap=True)
+        cube = computed(anew=True)
     decision = bundle.manifest.decision
     accuracies = tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in row_sets.items())
     return Scored(cube, accuracies, faces, row_sets.get("clean", row_sets["all"]), unfit)
+
+
+def reference_engine() -> str:
+    """What computes the passes of the FP32 reference: a runtime of the CPU that is here, or else PyTorch itself."""
+    usable = [row.name for row in BACKENDS.values() if row.takes("fp32") and row.device == "cpu" and row.is_usable()]
+    return usable[0] if usable else TorchEngine.backend
+
+
+def choosing_data(bundle: Bundle, data: str | None, run: Path | None = None) -> str | None:
+    """Where the faces are that the members were validated on: in some data, or else where the run read them.
+
+    Args:
+        bundle: the bundle.
+        data: that may have them, or other faces only; None for where the run read its own.
+        run: where the run is now, if it was moved.
+    """
+    if data is not None:
+        where, record = run_of(bundle, run)
+        with contextlib.suppress(EmoexportError):  # of whatever kind: these are not the faces
+            validation_faces(where, record, data)
+            return data
+    return None
+
+
+def apart(shown: Scored, fitting: Scored) -> Scored:
+    """The same faces without those that chose or fitted something, to the pixel.
+
+    Raises:
+        UsageError: if none is left.
+    """
+    seen = set(face_hashes(fitting.faces.images))
+    rows = shown.rows & np.array([name not in seen for name in face_hashes(shown.faces.images)])
+    if not rows.any():
+        raise UsageError(
+            "the faces that are to show it are those that chose; needed are others, which had no part in it.",
+            hint="--data, or --split, names others",
+        )
+    return shown._replace(rows=rows)
 
 
 def _require_known(engine: str, precision: str) -> None:

@@ -6,7 +6,7 @@ from emoexport.bundle import Bundle
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import BadCheckpoint
 from emoexport.reference import Reference
-from emoexport.train.checkpoint import RunRecord, load_members, read_run
+from emoexport.train.checkpoint import MemberRecord, RunRecord, load_members, read_run
 from emoexport.views import views_named
 
 __all__ = ["open_judge", "open_reference", "run_of"]
@@ -20,7 +20,7 @@ def run_of(bundle: Bundle, run: Path | None = None) -> tuple[Path, RunRecord]:
         run: where the run is now, if it was moved.
 
     Raises:
-        BadCheckpoint: if it is not there, or another one.
+        BadCheckpoint: if it is not there, or another one, or a member that was folded is not in it.
     """
     where = run or bundle.run()
     if not where.is_dir():
@@ -33,6 +33,12 @@ def run_of(bundle: Bundle, run: Path | None = None) -> tuple[Path, RunRecord]:
     if any(getattr(record.data, name) != known.get(name) for name in ("train_sha256", "validation_sha256")):
         raise BadCheckpoint(
             f"the run in {where} was trained on other faces than that which {bundle.path} was built from.",
+            hint=f"emoexport build {where} -o {bundle.path}",
+        )
+    members = {MemberRecord.parse_json(where / name, error=BadCheckpoint).sha256 for name in record.members}
+    if any(member.sha256 not in members for member in bundle.manifest.members):
+        raise BadCheckpoint(
+            f"the members in {where} are not those that {bundle.path} was built from.",
             hint=f"emoexport build {where} -o {bundle.path}",
         )
     return where, record
@@ -51,11 +57,6 @@ def open_reference(bundle: Bundle, run: Path | None = None) -> tuple[Reference, 
     where, record = run_of(bundle, run)
     manifest = bundle.manifest
     found = {entry.sha256: member for entry, member in zip(*load_members(where), strict=True)}
-    if any(member.sha256 not in found for member in manifest.members):
-        raise BadCheckpoint(
-            f"the members in {where} are not those that {bundle.path} was built from.",
-            hint=f"emoexport build {where} -o {bundle.path}",
-        )
     reference = Reference(
         members=[found[member.sha256] for member in manifest.members],
         views=views_named([view.name for view in manifest.views]),
