@@ -108,10 +108,16 @@ def _draw_front(axes: Axes, plan: Plan) -> None:
     def at(passes: float) -> float:
         return known.get(passes, known[few] + slope * (passes - few))
 
+    kinds = {
+        "": "passes of the members",
+        **{one.soup: f"of the {one.soup} soup" for one in plan.candidates if one.soup},
+    }
     for index, one in enumerate(plan.candidates):
         wins = index == plan.chosen and plan.winner == "passes"
         colour = _WINNER if wins else "#55a868" if one.soup else "#4c72b0"
-        _point(axes, at(one.passes), one.selection, "o" if one.passes in known else ".", colour, str(one.passes))
+        marker = "o" if one.passes in known and not one.soup else "."
+        kind = None if wins else kinds.pop(one.soup, None)
+        _point(axes, at(one.passes), one.selection, marker, colour, str(one.passes), label=kind, faint=not wins)
         if wins and plan.confirmation:
             _point(axes, at(one.passes) * 1.06, plan.confirmation, "D", _WINNER, label="the winner, on other faces")
     exits = _finalist(plan, "cascade")
@@ -141,7 +147,15 @@ def plan_engine(plan: Plan) -> str:
 
 
 def _point(
-    axes: Axes, at: float, found: Comparison, marker: str, colour: str, text: str = "", *, label: str | None = None
+    axes: Axes,
+    at: float,
+    found: Comparison,
+    marker: str,
+    colour: str,
+    text: str = "",
+    *,
+    label: str | None = None,
+    faint: bool = False,
 ) -> None:
     """A gain of accuracy with its interval."""
     gain = found.gain_points
@@ -152,7 +166,7 @@ def _point(
         fmt=marker,
         color=colour,
         mfc="white" if marker == "D" else colour,
-        alpha=1 if label or colour == _WINNER else 0.6,
+        alpha=0.6 if faint else 1,
         label=label,
     )
     if text:

@@ -50,9 +50,8 @@ def main() -> None:
             settings = {"data": sys.argv[2], "split": "public_test", "batch": batch}
             found = make_cascade(bundle, claim, **ENGINE, **settings, console=Console(stderr=True))
             rows.append(row(name, found))
-    print(
-        f"# Cascades on {found.backend}-{found.precision}\n\nOn {found.shown_on}, fitted on {found.fitted_on}.\n\n{markdown_table(rows)}"
-    )
+    about = f"On {found.shown_on}, fitted on {found.fitted_on}."
+    print(f"# Cascades on {found.backend}-{found.precision}\n\n{about}\n\n{markdown_table(rows)}")
 
 
 if __name__ == "__main__":
