@@ -242,6 +242,7 @@ def test_an_unknown_setting_names_the_nearest(call, tmp_path):
     assert "learning_rate" in err
 
 
+@pytest.mark.slow
 def test_a_failed_verdict_is_exit_code_1(call, bundle, monkeypatch):
     from emoexport.engines.onnxruntime_engine import OnnxRuntimeEngine
     from emoexport.outcome import Outcome

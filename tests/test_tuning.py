@@ -159,6 +159,7 @@ def test_every_block_is_tried(tuned, bundle):
     assert found.shared_with_gate == 70  # the run has 210 validation faces, and all of them judge
 
 
+@pytest.mark.slow
 def test_trials_go_on_after_a_kill(tuned, bundle, call, tmp_path, monkeypatch):
     log = (tuned[0] / "trials.jsonl").read_text().splitlines(keepends=True)
     out = tmp_path / "x"
