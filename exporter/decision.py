@@ -12,7 +12,7 @@ The confidence is the probability of the label. Ties go to the emotion that come
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ __all__ = [
     "Gain",
     "PairRule",
     "RuleReport",
+    "Ruling",
     "TemperatureReport",
     "expected_calibration_error",
     "fit_decision",
@@ -58,6 +59,16 @@ class PairRule(Record):
     leader: str
     favoured: str
     margin: float = Field(gt=0, le=1)
+
+
+class Ruling(NamedTuple):
+    """Which rule decided about a face."""
+
+    label: str
+    rule: Literal["most probable", "threshold", "pair"]
+    """The last rule that had a say."""
+    sentence: str
+    """What it did, for people."""
 
 
 class Decision(Record):
@@ -117,17 +128,49 @@ class Decision(Record):
             probabilities: the vote, `(N, L)` in [0, 1].
         """
         probabilities = self.calibrate(probabilities)
+        first, second, lead = self._leaders(probabilities)
+        label = np.where(lead < self.margin_array[first, second], second, first).astype(np.int64)
+        answered = probabilities.astype(np.float32, copy=False)
+        return Outcome(answered, label, answered[np.arange(len(label)), label])
+
+    def ruling(self, probabilities: FloatArray) -> Ruling:
+        """Tell which rule decides about one face.
+
+        Args:
+            probabilities: calibrated, as an outcome has them, `(L,)` in [0, 1].
+        """
+        (first,), (second,), (lead,) = self._leaders(probabilities[None])
+        top, threshold, margin = int(probabilities.argmax()), self.threshold_array, self.margin_array[first, second]
+        names = self.labels
+        rule: Literal["most probable", "threshold", "pair"] = "most probable"
+        said = f"{names[top]} is the most probable emotion."
+        if first != top:
+            rule = "threshold"
+            said = (
+                f"{names[top]} is more probable, but below its threshold of {threshold[top]:.2f}; of the emotions that "
+                f"may be decided, {names[first]} is the most probable."
+            )
+        elif not (probabilities >= threshold).any():
+            said = f"no emotion reaches its threshold, so the most probable one is decided, {names[top]}."
+        if not lead < margin:
+            return Ruling(names[first], rule, said[0].upper() + said[1:])
+        pair = (
+            f"{names[first]} leads {names[second]} by {lead:.2f}, less than the {margin:.2f} that the rule for this "
+            f"pair wants, which decides {names[second]}."
+        )
+        said = f"{said} {pair}" if rule == "threshold" else pair
+        return Ruling(names[second], "pair", said[0].upper() + said[1:])
+
+    def _leaders(self, probabilities: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+        """After the thresholds: of N faces the emotion that leads, the most probable other one, and its lead."""
         rows = np.arange(len(probabilities))
         allowed = probabilities >= self.threshold_array
         allowed |= ~allowed.any(axis=1, keepdims=True)
-        label = np.where(allowed, probabilities, -1.0).argmax(axis=1)
+        first = np.where(allowed, probabilities, -1.0).argmax(axis=1)
         others = np.array(probabilities, copy=True)
-        others[rows, label] = -1.0
+        others[rows, first] = -1.0
         second = others.argmax(axis=1)
-        lead = probabilities[rows, label] - probabilities[rows, second]
-        label = np.where(lead < self.margin_array[label, second], second, label).astype(np.int64)
-        answered = probabilities.astype(np.float32, copy=False)
-        return Outcome(answered, label, answered[rows, label])
+        return first, second, probabilities[rows, first] - probabilities[rows, second]
 
 
 class Gain(Record):

@@ -32,8 +32,12 @@ def decode_face(data: bytes, *, size: int, channels: int) -> NDArray[np.uint8]:
     return to_face(open_picture(data), size=size, channels=channels)
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes, *, kinds: list[str] | None = None) -> Image.Image:
     """Decode a picture and turn it upright; of an animation the first frame.
+
+    Args:
+        data: the file.
+        kinds: the only formats that are tried, by Pillow's names; None for all that Pillow reads.
 
     Returns:
         Of 8 bits a channel, grey (`L`) or `RGB`. What is transparent is black.
@@ -44,7 +48,7 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs, which are refused here, and of palettes
-            with Image.open(io.BytesIO(data)) as picture:
+            with Image.open(io.BytesIO(data), formats=kinds) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise BadData(f"{picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS:,}.")
                 picture.load()

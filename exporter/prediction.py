@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from emoexport.detection import DetectedFace, Detector, aligned_face
 from emoexport.images import to_face
@@ -12,7 +13,7 @@ from emoexport.outcome import Outcome
 from emoexport.pictures import Picture, Unreadable
 from emoexport.runtime import Session
 
-__all__ = ["JudgedFace", "JudgedPicture", "predict"]
+__all__ = ["JudgedFace", "JudgedPicture", "face_at", "predict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +69,28 @@ def predict(
             places = detector.find(picture.image) if detector else [None]
             waiting.append((picture, places))
             pixels += picture.image.width * picture.image.height
-            faces += [_face_at(picture, place, size=height, channels=channels) for place in places]
+            faces += [face_at(picture.image, place, size=height, channels=channels) for place in places]
         if live or len(faces) >= session.batch or len(waiting) >= 2 * session.batch or pixels >= _PIXELS:
             yield from _judged(session, waiting, faces)
             waiting, faces, pixels = [], [], 0
     yield from _judged(session, waiting, faces)
 
 
-def _face_at(picture: Picture, place: DetectedFace | None, *, size: int, channels: int) -> NDArray[np.uint8]:
+def face_at(picture: Image.Image, place: DetectedFace | None, *, size: int, channels: int) -> NDArray[np.uint8]:
+    """The face at a place of a picture, or the whole picture as a face.
+
+    Args:
+        picture: upright.
+        place: where the detector found it; None for the whole picture.
+        size: height and width wanted, in pixels.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        uint8 `(size, size, channels)`.
+    """
     if place is None:
-        return to_face(picture.image, size=size, channels=channels)
-    return aligned_face(picture.image, place, size=size, channels=channels)
+        return to_face(picture, size=size, channels=channels)
+    return aligned_face(picture, place, size=size, channels=channels)
 
 
 def _judged(

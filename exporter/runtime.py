@@ -122,11 +122,13 @@ class Session:
 
     Attributes:
         path: the bundle.
+        manifest: what is in it: members, views, the weights of the vote, the decision.
         labels: names of the emotions, in the order of the probabilities.
         face_shape: `(H, W, C)` of the faces it takes.
         max_batch: the largest number of faces in a call of the runtime.
         batch: the number of faces in a call that `run` uses. Its last call takes what is left.
         engine: runtime and precision, as in `openvino-int8`.
+        precision: of the graph that the engine was made of.
         certificate: what `verify` has shown of this engine on this machine; None if nothing that holds here.
         why: why this engine was chosen, a sentence.
         notes: what a user must know, a sentence each: above all that a certificate is missing or stale.
@@ -134,12 +136,14 @@ class Session:
 
     def __init__(self, bundle: Bundle, chosen: _Chosen, batch: int | None = None) -> None:
         self.path = bundle.path
+        self.manifest = bundle.manifest
         self.labels = bundle.manifest.labels
         self.face_shape = bundle.manifest.face_shape
         self.max_batch = chosen.engine.max_batch
         tried = chosen.certificate.batches if chosen.certificate and chosen.left else []
         self.batch = batch or max(tried, default=_batch_of(chosen.certificate, self.max_batch))
         self.engine = chosen.engine.name
+        self.precision = chosen.engine.precision
         self.certificate = chosen.certificate
         self.why = chosen.why
         self.notes = (*chosen.notes, *certificate_notes(bundle, [chosen.engine], [self.batch]))
@@ -159,12 +163,38 @@ class Session:
         Raises:
             BadInput: if the type or the shape is another, or the session is closed.
         """
-        if not isinstance(faces, np.ndarray):
-            raise BadInput(f"found {type(faces).__name__}; needed is an array of uint8 faces (N, H, W, C).")
         with self._lock:
-            if self._engine is None:
-                raise BadInput("the session is closed.", hint="emoexport.load opens another")
-            return self._engine.run_all(faces, batch_size=self.batch)
+            return self._opened_for(faces).run_all(faces, batch_size=self.batch)
+
+    def scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What every member says of every view, `batch` faces in a call of the runtime: the votes behind `run`.
+
+        Args:
+            faces: uint8 `(N, H, W, C)`, N >= 1; RGB where C is 3.
+
+        Returns:
+            Probabilities before the decision's temperature, float32 `(N, K, V, L)`, in the order of the manifest's
+            members and views; 0 for passes that have no part in the vote.
+
+        Raises:
+            BadInput: if the type or the shape is another, or the session is closed, or it is of a cascade, which
+                computes other passes of every face.
+        """
+        with self._lock:
+            engine = self._opened_for(faces)
+            if isinstance(engine, CascadeEngine):
+                raise BadInput(
+                    "a cascade computes other passes of every face, and tells none.",
+                    hint="open the bundle without a cascade",
+                )
+            starts = range(0, max(1, len(faces)), self.batch)
+            return np.concatenate([engine.scores(faces[start : start + self.batch]) for start in starts])
+
+    @property
+    def left(self) -> tuple[int, ...] | None:
+        """How many faces have left a cascade at each stage so far; None without one."""
+        engine = self._engine
+        return engine.left if isinstance(engine, CascadeEngine) else None
 
     def drift(self) -> ExitDrift | None:
         """Whether faces so far leave a cascade where those that certified it did; None without one, or without faces.
@@ -180,6 +210,13 @@ class Session:
         """Let go of the engine, after the call that is under way."""
         with self._lock:
             self._engine = None
+
+    def _opened_for(self, faces: NDArray[np.uint8]) -> Engine:
+        if not isinstance(faces, np.ndarray):
+            raise BadInput(f"found {type(faces).__name__}; needed is an array of uint8 faces (N, H, W, C).")
+        if self._engine is None:
+            raise BadInput("the session is closed.", hint="emoexport.load opens another")
+        return self._engine
 
     def __enter__(self) -> "Session":
         return self

@@ -305,6 +305,9 @@ def test_a_cascade_is_loaded_by_its_rule_with_its_certificate(made, faces):
     assert session.notes == ()
     assert session.batch == 16
     assert session.drift() is None
+    assert sum(session.left) == 0
+    with pytest.raises(BadInput, match="a cascade computes other passes of every face"):
+        session.scores(faces[0][:1])
     assert session.run(faces[0]).label.shape == (70,)
     assert session.drift().faces == 70
     session.run(np.repeat(faces[0][:1], 2000, axis=0))  # all leave where this one does
