@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "emoexport needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
 	@echo "Installing the pinned versions into $(VENV) (several GB, minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,tensorrt-rtx,detect,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,tensorrt-rtx,detect,serve,dev]'
 	@touch $@
 
 demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces
@@ -47,7 +47,7 @@ format: $(READY) ## put the code in order
 
 links: ## the import tree as symlinks, for tools that run no import hooks
 	@rm -rf $(LINKS) && mkdir -p $(LINKS)
-	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(CURDIR)/exporter/templates $(LINKS)/
+	@ln -s $(CURDIR)/exporter/*.py $(CURDIR)/exporter/py.typed $(CURDIR)/exporter/templates $(CURDIR)/exporter/web $(LINKS)/
 	@ln -s $(CURDIR)/train $(CURDIR)/engines $(CURDIR)/calib $(LINKS)/
 
 # TensorRT's types for mypy, apart from what runs: in site-packages they would look as if TensorRT itself were there.

@@ -18,6 +18,7 @@ from emoexport.cli_package import package
 from emoexport.cli_plan import plan
 from emoexport.cli_predict import predict
 from emoexport.cli_report import report
+from emoexport.cli_serve import serve
 from emoexport.cli_training import combine, evaluate, train
 from emoexport.cli_tune import tune
 from emoexport.cli_verify import verify
@@ -36,7 +37,8 @@ MAP = """\
   5. emoexport bench  build/x                        how fast is it?
   6. emoexport report build/x                        all of it on one page
   7. emoexport predict photos/ --detect              use it
-  8. emoexport package build/x --triton triton/      serve it
+  8. emoexport serve  build/x                        a page and an API for it
+  9. emoexport package build/x --triton triton/      or for Triton, or a container
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
 What can this machine do? emoexport doctor
@@ -105,6 +107,7 @@ app.command()(plan)
 app.command()(cascade)
 app.command()(predict)
 app.command()(package)
+app.command()(serve)
 app.add_typer(data_commands, name="data")
 
 

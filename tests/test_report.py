@@ -375,7 +375,7 @@ def test_the_run_must_be_that_of_the_bundle(tmp_path):
 def test_the_template_goes_into_wheels():
     root = Path(__file__).parents[1]
     config = (root / "pyproject.toml").read_text()
-    assert '"emoexport" = ["py.typed", "templates/*"]' in config
+    assert '"emoexport" = ["py.typed", "templates/*", "web/*"]' in config
     assert {"report.html.j2", "report.css"} <= {file.name for file in (root / "exporter/templates").iterdir()}
 
 

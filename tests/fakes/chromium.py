@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def find_chromium() -> str | None:
 class Chromium:
     """One browser with one page."""
 
-    def __init__(self, program: str, profile: Path) -> None:
+    def __init__(self, program: str, profile: Path, *flags: str) -> None:
         self.events: list[dict[str, Any]] = []
         self._rest, self._number, self._session = b"", 0, {}
         (commands, self._to), (self._back, answers) = os.pipe(), os.pipe()
@@ -30,7 +31,7 @@ class Chromium:
         self._process = subprocess.Popen(
             [
                 *("bash", "-c", f'exec "$@" 3<&{commands} 4>&{answers}', "bash"),
-                *(program, *FLAGS, f"--user-data-dir={profile}"),
+                *(program, *FLAGS, *flags, f"--user-data-dir={profile}"),
             ],
             pass_fds=(commands, answers),
             stdout=subprocess.DEVNULL,
@@ -54,13 +55,13 @@ class Chromium:
         assert "error" not in found, found
         return found["result"]
 
-    def open(self, file: Path, *, width: int) -> None:
-        """Load a file anew in a window so wide, in pixels."""
+    def open(self, page: Path | str, *, width: int) -> None:
+        """Load a file or an address anew in a window so wide, in pixels."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500
         )
         self.events.clear()
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._message())
 
@@ -79,10 +80,18 @@ class Chromium:
         return [event["params"]["entry"]["text"] for event in self.events if event["method"] == "Log.entryAdded"]
 
     def value(self, expression: str) -> Any:
-        """What JavaScript says of the page; the page itself has none."""
+        """What JavaScript says of the page."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def wait_for(self, expression: str, *, seconds: float = 20) -> Any:
+        """What JavaScript says, as soon as that is true."""
+        end = time.monotonic() + seconds
+        while not (found := self.value(expression)):
+            assert time.monotonic() < end, f"this did not become true: {expression}"
+            time.sleep(0.02)
+        return found
 
     def close(self) -> None:
         """End it."""
