@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "emoexport needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
 	@echo "Installing the pinned versions into $(VENV) (several GB, minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,tensorrt-rtx,detect,serve,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,tensorrt-rtx,detect,score,serve,dev]'
 	@touch $@
 
 demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces

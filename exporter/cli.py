@@ -18,6 +18,7 @@ from emoexport.cli_package import package
 from emoexport.cli_plan import plan
 from emoexport.cli_predict import predict
 from emoexport.cli_report import report
+from emoexport.cli_score import score
 from emoexport.cli_serve import serve
 from emoexport.cli_training import combine, evaluate, train
 from emoexport.cli_tune import tune
@@ -38,7 +39,8 @@ MAP = """\
   6. emoexport report build/x                        all of it on one page
   7. emoexport predict photos/ --detect              use it
   8. emoexport serve  build/x                        a page and an API for it
-  9. emoexport package build/x --triton triton/      or for Triton, or a container
+  9. emoexport score  faces/ --out preds/            use it on millions of faces
+ 10. emoexport package build/x --triton triton/      or for Triton, or a container
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
 What can this machine do? emoexport doctor
@@ -106,6 +108,7 @@ app.command()(report)
 app.command()(plan)
 app.command()(cascade)
 app.command()(predict)
+app.command()(score)
 app.command()(package)
 app.command()(serve)
 app.add_typer(data_commands, name="data")

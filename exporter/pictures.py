@@ -15,7 +15,16 @@ from PIL import Image
 from emoexport.errors import BadData, MissingRuntime, UsageError
 from emoexport.images import open_picture
 
-__all__ = ["BOXED", "Picture", "Unreadable", "find_files", "import_opencv", "pictures_in", "pictures_of_camera"]
+__all__ = [
+    "BOXED",
+    "Picture",
+    "Unreadable",
+    "find_files",
+    "import_opencv",
+    "picture_endings",
+    "pictures_in",
+    "pictures_of_camera",
+]
 
 _VIDEOS = {
     *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"),
@@ -73,8 +82,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
 
 def _inside(folder: str) -> list[Path]:
     """Pictures and videos of a folder and those below it, sorted."""
-    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    known |= _VIDEOS | _UNDECODED
+    known = picture_endings() | _VIDEOS
     found: list[Path] = []
     unlisted: list[Path] = []
     for where, below, names in os.walk(folder, onerror=lambda err: unlisted.append(Path(err.filename))):
@@ -82,6 +90,11 @@ def _inside(folder: str) -> list[Path]:
         files = (Path(where, name) for name in names if name[0] != "." and not name.endswith(BOXED))
         found += [file for file in files if file.suffix.lower() in known]
     return sorted([*found, *unlisted])
+
+
+def picture_endings() -> set[str]:
+    """How the names of pictures end, as in `.png`: of those that Pillow reads, and of others that are known by name."""
+    return _UNDECODED | {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def pictures_in(

@@ -129,6 +129,7 @@ class Session:
         batch: the number of faces in a call that `run` uses. Its last call takes what is left.
         engine: runtime and precision, as in `openvino-int8`.
         precision: of the graph that the engine was made of.
+        device: where it runs, `cpu` or `cuda`.
         certificate: what `verify` has shown of this engine on this machine; None if nothing that holds here.
         why: why this engine was chosen, a sentence.
         notes: what a user must know, a sentence each: above all that a certificate is missing or stale.
@@ -144,6 +145,7 @@ class Session:
         self.batch = batch or max(tried, default=_batch_of(chosen.certificate, self.max_batch))
         self.engine = chosen.engine.name
         self.precision = chosen.engine.precision
+        self.device = BACKENDS[chosen.engine.backend].device
         self.certificate = chosen.certificate
         self.why = chosen.why
         self.notes = (*chosen.notes, *certificate_notes(bundle, [chosen.engine], [self.batch]))

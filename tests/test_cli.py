@@ -31,6 +31,7 @@ def test_without_arguments_the_map_is_shown(call):
         "verify",
         "bench",
         "predict",
+        "score",
         "package",
         "cube",
     ],
