@@ -15,7 +15,7 @@ from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.errors import MissingRuntime, UsageError
 
-__all__ = ["BACKENDS", "Backend", "backends_named", "open_engine", "require_known"]
+__all__ = ["BACKENDS", "DEVICES", "Backend", "backends_named", "open_engine", "require_known", "require_known_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +138,19 @@ BACKENDS: Mapping[str, Backend] = {
         ),
     )
 }
+
+
+DEVICES = ("cpu", "cuda")
+
+
+def require_known_device(name: str) -> None:
+    """Before anything is looked for.
+
+    Raises:
+        UsageError: if there is no such device.
+    """
+    if name not in DEVICES:
+        raise UsageError(f"'{name}' is no device; known are {', '.join(DEVICES)}.")
 
 
 def require_known(names: Sequence[str]) -> None:

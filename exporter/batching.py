@@ -210,8 +210,7 @@ class Batcher:
         start = 0
         for one, seconds in zip(requests, waited, strict=True):
             rows = slice(start, start := start + len(one.faces))
-            part = Outcome(outcome.probabilities[rows], outcome.label[rows], outcome.confidence[rows])
-            one.answer.set_result(Answer(outcome=part, queue_s=seconds, engine_s=took, batch=count))
+            one.answer.set_result(Answer(outcome=outcome.take(rows), queue_s=seconds, engine_s=took, batch=count))
 
 
 def _faces_of(requests: Sequence[_Request]) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.clock import timestamp
-from emoexport.engines import BACKENDS, require_known
+from emoexport.engines import BACKENDS, require_known, require_known_device
 from emoexport.engines.base import Engine
 from emoexport.engines.cuda import find_cuda, require_device
 from emoexport.engines.machine import describe_machine, machine_state
@@ -33,9 +33,7 @@ from emoexport.sessions import open_judge, open_reference
 from emoexport.speed_tables import speed_markdown
 from emoexport.throughput import REFERENCE, EngineSpeed, Planned, SpeedReport
 
-__all__ = ["DEVICES", "bench", "plan_bench"]
-
-DEVICES = ("cpu", "cuda")
+__all__ = ["bench", "plan_bench"]
 
 _BUSY_LOAD = 0.7
 """Of one core: a process that computes, not a mail that arrives."""
@@ -195,8 +193,7 @@ def _sizes(bundle: Bundle, asked: Sequence[int] | None) -> list[int]:
 
 
 def _require_device_of(device: str, engines: list[str] | None) -> None:
-    if device not in DEVICES:
-        raise UsageError(f"'{device}' is no device; known are {', '.join(DEVICES)}.")
+    require_known_device(device)
     require_known(engines or ())
     for name in engines or ():
         if BACKENDS[name].device != device:

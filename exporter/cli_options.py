@@ -13,12 +13,16 @@ from emoexport.precision import PRECISIONS
 
 __all__ = [
     "BundleDir",
+    "BundleOption",
     "Cache",
+    "CascadeName",
     "DataOption",
     "Engines",
     "LabelOrder",
     "LabelledFaces",
     "Limit",
+    "OneEngine",
+    "OnePrecision",
     "OtherLabelOrder",
     "Precisions",
     "RunOption",
@@ -31,6 +35,7 @@ __all__ = [
     "open_bundle",
     "print_table",
     "read_faces",
+    "say",
 ]
 
 DataOption = Annotated[
@@ -52,6 +57,20 @@ OtherLabelOrder = Annotated[
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them.")]
 
 BundleDir = Annotated[Path | None, typer.Argument(help="The bundle; the newest under build/ if none.")]
+BundleOption = Annotated[
+    Path | None, typer.Option("-b", "--bundle", help="The bundle; the newest under build/ if none.")
+]
+# Of the commands that use one engine.
+OneEngine = Annotated[
+    str | None, typer.Option(help=f"A runtime: {', '.join(BACKENDS)}. The best certified one if none.")
+]
+OnePrecision = Annotated[
+    str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
+]
+CascadeName = Annotated[
+    str | None,
+    typer.Option(help="A cascade of the bundle, by its rule or its name; emoexport cascade makes one."),
+]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Where the training run is now, if it was moved.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads a runtime may use; it chooses itself if none is given.")
@@ -73,6 +92,11 @@ Precisions = Annotated[
 def console_of(*, stderr: bool = False) -> Console:
     """Where a command shows what it does: on standard error where standard output is for a result alone."""
     return Console(markup=False, stderr=stderr)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """A line as it is: nothing in it is marked, and the terminal breaks it where it ends."""
+    console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def print_table(console: Console, title: str, table: Any) -> None:

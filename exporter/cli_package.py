@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from emoexport.cli_options import BundleDir, console_of, open_bundle
+from emoexport.cli_options import BundleDir, OneEngine, OnePrecision, console_of, open_bundle, say
 from emoexport.engines import BACKENDS
 from emoexport.errors import UsageError
-from emoexport.precision import PRECISIONS
 
 __all__ = ["package"]
 
@@ -24,12 +23,8 @@ def package(
     docker: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write a Dockerfile for the runtime alone, with all it needs.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help=f"A runtime: {', '.join(BACKENDS)}. The best certified one if none.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
-    ] = None,
+    engine: OneEngine = None,
+    precision: OnePrecision = None,
     name: Annotated[
         str | None, typer.Option(help="Of the model; that of the bundle's directory if none.", rich_help_panel=_PANEL)
     ] = None,
@@ -96,15 +91,11 @@ def _for_docker(packed: Any, out: Path) -> None:
 def _tell(packed: Any, notes: list[str], written: str, following: str) -> None:
     """What is known of the engine, what whoever runs it must know, what was written and what comes next."""
     console = console_of()
-
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, soft_wrap=True)
-
     if packed.is_certified:
-        say(packed.standing)
+        say(console, packed.standing)
     else:
-        say(f"{packed.standing} Next: {packed.verify_command}", "yellow")
+        say(console, f"{packed.standing} Next: {packed.verify_command}", "yellow")
     for note in notes:
-        say(note, "yellow")
-    say(written)
-    say(f"next: {following}")
+        say(console, note, "yellow")
+    say(console, written)
+    say(console, f"next: {following}")

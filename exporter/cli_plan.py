@@ -17,6 +17,7 @@ from emoexport.cli_options import (
     open_bundle,
     print_table,
 )
+from emoexport.engines import require_known_device
 from emoexport.errors import UsageError
 
 __all__ = ["plan"]
@@ -65,8 +66,7 @@ def plan(
 
     Example: [bold]emoexport plan build/fer2013 --data fer2013.csv --max-drop 0.5[/bold]
     """
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"'{device}' is no device; known are cpu, cuda.")
+    require_known_device(device)
     console = console_of()
     opened = _bundle_of(source, precision, data, console)
     from emoexport.plan import PLAN_FILE, Goals  # noqa: PLC0415

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from emoexport.cli_options import Cache, Threads, console_of, newest_bundle
-from emoexport.engines import BACKENDS
+from emoexport.cli_options import (
+    BundleOption,
+    Cache,
+    CascadeName,
+    OneEngine,
+    OnePrecision,
+    Threads,
+    console_of,
+    newest_bundle,
+    say,
+)
 from emoexport.errors import UsageError
-from emoexport.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from emoexport.detection import Detector
@@ -32,9 +40,7 @@ def predict(
     paths: Annotated[
         list[str] | None, typer.Argument(help="Pictures, videos, folders of them, and patterns in quotes.")
     ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("-b", "--bundle", help="The bundle; the newest under build/ if none.")
-    ] = None,
+    bundle: BundleOption = None,
     camera: Annotated[
         int | None, typer.Option(min=0, help="A camera instead of files, until Ctrl-C; 0 is the first.")
     ] = None,
@@ -51,16 +57,9 @@ def predict(
     annotated: Annotated[
         Path | None, typer.Option("--annotate", help="A folder for the pictures with their faces boxed and named.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help=f"A runtime: {', '.join(BACKENDS)}. The best certified one if none.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
-    ] = None,
-    cascade: Annotated[
-        str | None,
-        typer.Option(help="A cascade of the bundle, by its rule or its name; emoexport cascade makes one."),
-    ] = None,
+    engine: OneEngine = None,
+    precision: OnePrecision = None,
+    cascade: CascadeName = None,
     threads: Threads = None,
     cache: Cache = None,
 ) -> None:
@@ -173,7 +172,7 @@ class _Tally:
 
     def say(self, text: str, style: str = "") -> None:
         """A line on standard error."""
-        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+        say(self._console, text, style)
 
 
 def _many(count: int, what: str) -> str:

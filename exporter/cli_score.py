@@ -1,16 +1,22 @@
 """The command that scores millions of faces, on many cores or many machines."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from emoexport.cli_options import Cache, console_of, newest_bundle
-from emoexport.engines import BACKENDS
+from emoexport.cli_options import (
+    BundleOption,
+    Cache,
+    CascadeName,
+    OneEngine,
+    OnePrecision,
+    console_of,
+    newest_bundle,
+    say,
+)
 from emoexport.errors import UsageError
-from emoexport.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from emoexport.score_record import ScoreSummary
@@ -27,16 +33,10 @@ def score(
         typer.Argument(help="A folder of pictures or of Parquet files, a file, a pattern in quotes, or s3://bucket/x."),
     ],
     out: Annotated[str, typer.Option("-o", "--output", "--out", help="A folder for the parts, or s3://bucket/x.")],
-    bundle: Annotated[
-        Path | None, typer.Option("-b", "--bundle", help="The bundle; the newest under build/ if none.")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help=f"A runtime: {', '.join(BACKENDS)}. The best certified one if none.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
-    ] = None,
-    cascade: Annotated[str | None, typer.Option(help="A cascade of the bundle, by its rule or its name.")] = None,
+    bundle: BundleOption = None,
+    engine: OneEngine = None,
+    precision: OnePrecision = None,
+    cascade: CascadeName = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Faces in a call of the engine; as its certificate has it if none.")
     ] = None,
@@ -107,7 +107,7 @@ def score(
     try:
         summary = score_all(wish, console)
     except KeyboardInterrupt:
-        _say(console, f"Parts that are done stay in {out}; the same command goes on.")
+        say(console, f"Parts that are done stay in {out}; the same command goes on.")
         raise
     _tell(console, summary, out)
     raise typer.Exit(4 if summary.total.errors else 0)
@@ -123,22 +123,18 @@ def _tell(console: Console, summary: "ScoreSummary", out: str) -> None:
     """The last lines."""
     total, now = summary.total, summary.total.faces - summary.faces_before
     for example in total.examples:
-        _say(console, example, "red")
+        say(console, example, "red")
     if total.errors:
-        _say(
+        say(
             console,
             f"{total.errors:,} of {total.faces:,} pictures could not be read; the column error says why.",
             "red",
         )
     counts = ", ".join(f"{count:,} {name}" for name, count in sorted(total.labels.items(), key=lambda one: -one[1]))
-    _say(console, f"{total.faces - total.errors:,} faces: {counts}")
+    say(console, f"{total.faces - total.errors:,} faces: {counts}")
     if now:
         rate = now / summary.seconds
-        _say(console, f"{now:,} pictures in {summary.seconds:,.0f} s, {rate:,.0f} a second; {total.faces:,} in all.")
+        say(console, f"{now:,} pictures in {summary.seconds:,.0f} s, {rate:,.0f} a second; {total.faces:,} in all.")
     if summary.workers_replaced:
-        _say(console, f"Workers that died and were replaced: {summary.workers_replaced}.", "yellow")
-    _say(console, f"written: {out}")
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+        say(console, f"Workers that died and were replaced: {summary.workers_replaced}.", "yellow")
+    say(console, f"written: {out}")

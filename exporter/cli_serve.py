@@ -1,15 +1,24 @@
 """`emoexport serve`."""
 
+import functools
 import ipaddress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emoexport.cli_options import BundleDir, Cache, Threads, console_of, newest_bundle
-from emoexport.engines import BACKENDS
+from emoexport.cli_options import (
+    BundleDir,
+    Cache,
+    CascadeName,
+    OneEngine,
+    OnePrecision,
+    Threads,
+    console_of,
+    newest_bundle,
+    say,
+)
 from emoexport.errors import MissingRuntime
-from emoexport.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from emoexport.detection import Detector
@@ -44,16 +53,9 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(min=0, help="Seconds in which new requests get 503 before the port is closed at the end.")
     ] = 1.0,
-    engine: Annotated[
-        str | None, typer.Option(help=f"A runtime: {', '.join(BACKENDS)}. The best certified one if none.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
-    ] = None,
-    cascade: Annotated[
-        str | None,
-        typer.Option(help="A cascade of the bundle, by its rule or its name; emoexport cascade makes one."),
-    ] = None,
+    engine: OneEngine = None,
+    precision: OnePrecision = None,
+    cascade: CascadeName = None,
     threads: Threads = None,
     cache: Cache = None,
 ) -> None:
@@ -70,11 +72,7 @@ def serve(
     from emoexport.serving import ServeSettings, Service  # noqa: PLC0415
     from emoexport.serving_process import listen, serve_until_told  # noqa: PLC0415
 
-    console = console_of(stderr=True)
-
-    def say(sentence: str, style: str = "") -> None:
-        console.print(sentence, style=style, highlight=False, soft_wrap=True)
-
+    tell = functools.partial(say, console_of(stderr=True))
     settings = ServeSettings(
         max_delay_ms=max_delay_ms,
         queue=queue,
@@ -90,12 +88,12 @@ def serve(
             where, engine=engine, precision=precision, batch=batch, cascade=cascade, threads=threads, cache=cache
         )
         service = Service(session, settings, detector=detector)
-        say(f"{where}, {session.why}")
+        tell(f"{where}, {session.why}")
         for note in (*session.notes, *told, *_openness(host)):
-            say(note, "yellow")
-        say(f"{_address(host, opened.getsockname()[1])}  (Ctrl-C ends it)")
-        finished = serve_until_told(service, opened, drain_s=drain_s, note=say)
-    say("all that was accepted is answered." if finished else "ended at once; what was under way is lost.")
+            tell(note, "yellow")
+        tell(f"{_address(host, opened.getsockname()[1])}  (Ctrl-C ends it)")
+        finished = serve_until_told(service, opened, drain_s=drain_s, note=tell)
+    tell("all that was accepted is answered." if finished else "ended at once; what was under way is lost.")
     raise typer.Exit(0 if finished else 130)
 
 

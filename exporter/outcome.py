@@ -18,6 +18,6 @@ class Outcome(NamedTuple):
     confidence: NDArray[np.float32]
     """`(N,)`, the probability of the label."""
 
-    def take(self, rows: NDArray[np.bool_]) -> "Outcome":
-        """The faces where a mask `(N,)` is True."""
+    def take(self, rows: NDArray[np.bool_] | slice) -> "Outcome":
+        """The faces where a mask `(N,)` is True, or of a slice."""
         return Outcome(self.probabilities[rows], self.label[rows], self.confidence[rows])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emoexport.bundle import Bundle
 from emoexport.cascade_drift import ExitDrift, exit_drift
 from emoexport.cascade_record import cascades_in, read_cascade
-from emoexport.engines import BACKENDS, Backend, require_known
+from emoexport.engines import BACKENDS, Backend, require_known, require_known_device
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.machine import describe_processor
@@ -101,8 +101,8 @@ def load(
         MissingRuntime: if no engine of it runs here.
         WrongMachine: if the engine that was named was built for another machine.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"'{device}' is no device; known are cpu, cuda.")
+    if device is not None:
+        require_known_device(device)
     if engine:
         require_known([engine])
         if device not in (None, BACKENDS[engine].device):

@@ -7,16 +7,13 @@ from functools import reduce
 from emoexport.config import Record
 from emoexport.errors import BadInput, UsageError
 from emoexport.shard_scoring import Tally, read_tally
-from emoexport.shards import Columns, Plan, Shard
+from emoexport.shards import FOOTERS, Columns, Plan, Shard
 from emoexport.storage import Storage
 
 __all__ = ["RECORD_FILE", "SUMMARY_FILE", "ScoreRecord", "ScoreSummary", "begin", "read_record", "split_finished"]
 
 RECORD_FILE = "score.json"
 SUMMARY_FILE = "summary.json"
-
-_READERS = 16
-"""Footers of parts that are read at once."""
 
 
 class ScoreRecord(Record):
@@ -106,7 +103,7 @@ def begin(out: Storage, asked: ScoreRecord, *, force: bool) -> None:
 def split_finished(out: Storage, plan: Plan) -> tuple[list[Shard], Tally]:
     """The shards of a plan that have no part yet, and what the parts say that are there."""
     names = {one.path for one in out.files()}
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(FOOTERS) as pool:
         tallies = pool.map(lambda shard: read_tally(out, shard.part), [one for one in plan.shards if one.part in names])
         total = reduce(Tally.__add__, tallies, Tally())
     return [one for one in plan.shards if one.part not in names], total

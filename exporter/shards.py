@@ -16,12 +16,12 @@ from emoexport.errors import BadData, UsageError
 from emoexport.pictures import BOXED, picture_endings
 from emoexport.storage import Found, Storage
 
-__all__ = ["Columns", "Plan", "Shard", "Source", "plan_shards"]
+__all__ = ["FOOTERS", "Columns", "Plan", "Shard", "Source", "plan_shards"]
 
 _PICTURES = ("image", "png")
 """Columns that are looked for if none is named, in this order."""
-_READERS = 16
-"""Footers of Parquet files that are read at once."""
+FOOTERS = 16
+"""Of Parquet files, that are read at once."""
 
 
 class Columns(Record):
@@ -169,7 +169,7 @@ def _read_footers(
         except (pa.ArrowException, OSError) as err:
             raise BadData(f"{storage.name(one.path)} cannot be read as Parquet: {err}.") from err
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(FOOTERS) as pool:
         footers = list(pool.map(footer, found))
     first = footers[0][0]
     image = columns.image or next((name for name in _PICTURES if name in first.names), _PICTURES[0])
