@@ -210,14 +210,23 @@ class Manifest(SealedRecord):
         return pass_weights([member.weight for member in self.members], [view.weight for view in self.views])
 
     @property
+    def merged_weights(self) -> NDArray[np.float64]:
+        """Of every pass that is computed, in the vote, `(K, V)`, sum 1.
+
+        Those of a view that shows what an earlier one does have 0, and the earlier one has their weight too.
+        """
+        shape = len(self.members), len(self.views)
+        voting = np.full(shape, 1 / np.prod(shape)) if self.weights is None else self.weights
+        place = {view.name: number for number, view in enumerate(self.views)}
+        found = np.zeros(shape)
+        for number, view in enumerate(self.views):
+            found[:, place[view.same_as or view.name]] += voting[:, number]
+        return found
+
+    @property
     def computed(self) -> NDArray[np.bool_]:
         """Which passes are computed, `(K, V)`: not those left out, nor those of a view that shows what another does."""
-        voting = np.ones((len(self.members), len(self.views))) if self.weights is None else self.weights
-        place = {view.name: number for number, view in enumerate(self.views)}
-        found = np.zeros(voting.shape, dtype=bool)
-        for number, view in enumerate(self.views):
-            found[:, place[view.same_as or view.name]] |= voting[:, number] > 0
-        return found
+        return self.merged_weights > 0
 
     @property
     def gflop_a_face(self) -> float | None:

@@ -17,7 +17,16 @@ from emoexport.files import sha256_of
 from emoexport.table_format import with_interval
 from emoexport.verdict import Judgement, Limits, Verdict, judge_counts
 
-__all__ = ["CASCADES", "CASCADE_FILE", "CascadeRecord", "CascadeTiming", "cascades_in", "is_cascade", "read_cascade"]
+__all__ = [
+    "CASCADES",
+    "CASCADE_FILE",
+    "CascadeRecord",
+    "CascadeTiming",
+    "cascades_in",
+    "is_cascade",
+    "read_cascade",
+    "record_of",
+]
 
 CASCADES = "cascades"
 """The folder of a bundle with a folder for each."""
@@ -157,8 +166,8 @@ def cascades_in(bundle: Path) -> list[str]:
     return sorted(path.parent.name for path in (bundle / CASCADES).glob(f"[!.]*/{CASCADE_FILE}"))
 
 
-def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
-    """Read a cascade's record, and check its graphs.
+def record_of(bundle: Bundle, name: str) -> CascadeRecord:
+    """Read a cascade's record; what it consists of is not looked at.
 
     Args:
         bundle: the bundle.
@@ -179,6 +188,17 @@ def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
         raise BadBundle(f"{folder} is a cascade of another bundle than {bundle.path} is now.", hint=again)
     if missing := [file for file in record.graphs if file not in record.files]:
         raise BadBundle(f"{folder / CASCADE_FILE} lists no hash for {missing[0]}.", hint=again)
+    return record
+
+
+def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
+    """Read a cascade's record, and check its files.
+
+    Raises:
+        BadBundle: as `record_of`, or if a file is missing or was changed.
+    """
+    record, folder = record_of(bundle, name), bundle.path / CASCADES / name
+    again = f"emoexport cascade {bundle.path}"
     for file, entry in record.files.items():
         path = folder / file
         if Path(file).name != file or path.is_symlink() or not path.is_file():

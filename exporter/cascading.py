@@ -3,21 +3,19 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
 from emoexport.bundle import Bundle, FileEntry
-from emoexport.cascade import Cascade, Paths
-from emoexport.cascade_certificate import THRESHOLDS, CascadeCertificate, certify, p_value, passing
-from emoexport.cascade_fit import fit_cascade
+from emoexport.cascade import Cascade
+from emoexport.cascade_certificate import CascadeCertificate, certify, p_value
+from emoexport.cascade_claim import Claim, Fitted, fitted
 from emoexport.cascade_record import (
     CASCADE_FILE,
     CASCADES,
@@ -25,104 +23,34 @@ from emoexport.cascade_record import (
     CascadeTiming,
     cascades_in,
     read_cascade,
+    record_of,
 )
-from emoexport.cascade_stages import Calls, choose_stages, with_stages
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
-from emoexport.engines import BACKENDS, Backend
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate
 from emoexport.engines.machine import versions_of
 from emoexport.engines.passport import Passport
-from emoexport.engines.tensorrt_build import BuilderSettings, build_engine
-from emoexport.engines.timing import interleave, ratio_of
+from emoexport.engines.timing import ratio_of
 from emoexport.errors import BadBundle, UsageError
 from emoexport.files import new_directory, sha256_of, write_text
-from emoexport.opening import open_engines, open_members, where_it_runs
+from emoexport.opening import open_engines, where_it_runs
 from emoexport.pass_engine import CascadeEngine, PassEngine
-from emoexport.pass_graph import write_pass_graphs
+from emoexport.pass_opening import open_passes
 from emoexport.plan_costs import Setting, call_samples
 from emoexport.progress import progress_bar
-from emoexport.scoring import Scored, apart, choosing_data, reference_engine, score_split
-from emoexport.views import views_named
+from emoexport.scoring import (
+    Scored,
+    SplitFaces,
+    apart,
+    open_scorer,
+    read_choosing_faces,
+    read_split,
+    reference_engine,
+    score_faces,
+)
 
-__all__ = [
-    "Claim",
-    "Prepared",
-    "finish_cascade",
-    "make_cascade",
-    "open_passes",
-    "prepare_cascade",
-    "require_batch",
-    "voting_weights",
-]
-
-_SECONDS = 60.0
-"""That the counted calls of one comparison may take, all together."""
-
-_LITTLE = 2.0
-"""Passes that a call may cost beside those in it, before a runtime is opened for a few sizes."""
-_PREPARED_SIZES = (1, 4, 16, 64)
-"""These: each takes memory for the weights of all members."""
-_MANY = 64
-"""Passes in a large call, in which what it costs besides is little."""
-_ROUNDS = 8
-"""Of calls of each member, to tell what they cost."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What a cascade is to be certified for."""
-
-    rule: Literal["exact", "agreement", "accuracy"] = "agreement"
-    epsilon: float | None = None
-    """The share of labels that may differ, in (0, 1), by the rule `agreement`."""
-    max_drop: float | None = None
-    """The share of faces by which accuracy may be lower, in (0, 1), by `accuracy`; by `agreement` if asked for."""
-    delta: float = 0.05
-    """How probable a certificate of what is not so may be."""
-    offsets: bool = True
-    """By `accuracy`, whether predictions are corrected for emotions that are decided too often."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no faces can show, before anything slow is done.
-
-        Raises:
-            UsageError: if a limit or delta is out of range.
-        """
-        for limit in (self.epsilon, self.max_drop):
-            if limit is not None and not 0 < limit < 1:
-                raise UsageError(
-                    f"found a limit of {100 * limit:g}; a cascade is certified for more than 0 and less than 100.",
-                    hint="--exact loses nothing" if limit <= 0 else "--max-disagreement 1",
-                )
-        if not 0 < self.delta < 0.5:
-            raise UsageError(f"found --delta {self.delta:g}; needed is a probability in (0, 0.5).", hint="--delta 0.05")
-
-    @classmethod
-    def of_goals(
-        cls,
-        max_disagreement_pct: float | None,
-        max_drop_points: float | None,
-        *,
-        exact: bool = False,
-        delta: float = 0.05,
-        offsets: bool = True,
-    ) -> "Claim":
-        """What certifies these goals: 1 % of other labels if there is none.
-
-        Raises:
-            UsageError: if they exclude each other, or are out of range.
-        """
-        if exact and (max_disagreement_pct, max_drop_points) != (None, None):
-            raise UsageError("--exact loses nothing; found another goal beside it.", hint="leave one of them out")
-        if exact:
-            return cls(rule="exact")
-        drop = None if max_drop_points is None else max_drop_points / 100
-        if max_disagreement_pct is None and drop is not None:
-            return cls(rule="accuracy", max_drop=drop, delta=delta, offsets=offsets)
-        epsilon = (1.0 if max_disagreement_pct is None else max_disagreement_pct) / 100
-        return cls(rule="agreement", epsilon=epsilon, max_drop=drop, delta=delta)
+__all__ = ["Prepared", "finish_cascade", "make_cascade", "prepare_cascade", "require_batch"]
 
 
 def make_cascade(
@@ -167,14 +95,26 @@ def make_cascade(
         MissingRuntime: if the runtime is not installed.
     """
     require_batch(bundle, batch)
-    wishes: dict[str, Any] = {"run": run, "threads": threads, "console": console}
+    sources: dict[str, Any] = {"data": data, "run": run, "console": console}
     target = bundle.path / CASCADES
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cascade.", dir=target) as scratch:
         prepared = prepare_cascade(
-            bundle, claim, Path(scratch), engine, precision, data=data, batch=batch, cache=cache, **wishes
+            bundle,
+            claim,
+            Path(scratch),
+            engine,
+            precision,
+            read_choosing_faces(bundle, **sources),
+            batch=batch,
+            threads=threads,
+            cache=cache,
+            console=console,
         )
-        return finish_cascade(bundle, prepared, data=data, split=split, rounds=rounds, **wishes)
+        read = read_split(bundle, split=split, **sources)
+        scorer = open_scorer(bundle, reference_engine(), threads=threads, run=run)
+        reference = score_faces(bundle, scorer, read, replace=True, console=console)
+        return finish_cascade(bundle, prepared, read, reference, rounds=rounds, console=console)
 
 
 def require_batch(bundle: Bundle, batch: int) -> None:
@@ -201,7 +141,7 @@ class Prepared(NamedTuple):
     """What the passes' engine was opened from."""
     fitting: Scored
     """The faces that fitted it."""
-    fit: "Fitted"
+    fit: Fitted
     batch: int
 
     def opened(self, cascade: Cascade) -> CascadeEngine:
@@ -216,9 +156,8 @@ def prepare_cascade(
     folder: Path,
     engine: str,
     precision: str,
+    choosing: SplitFaces,
     *,
-    data: str | None,
-    run: Path | None,
     batch: int,
     threads: int | None,
     cache: Path | None = None,
@@ -232,8 +171,7 @@ def prepare_cascade(
         folder: that gets the graphs.
         engine: a backend that opens graphs, or builds engines of them.
         precision: of the graph.
-        data: where these faces may be, if not where the run read them.
-        run: where the run is now, if it was moved.
+        choosing: these faces.
         batch: faces in a call.
         threads: how many the runtime may use.
         cache: where a runtime that can keeps what it compiles.
@@ -245,42 +183,36 @@ def prepare_cascade(
     opening: dict[str, Any] = {"threads": threads, "cache": cache}
     (full,) = open_engines(bundle, engines=[engine], precisions=[precision], **opening)
     passes, files = open_passes(bundle, folder, engine, precision, **opening, console=console)
-    fitting = score_split(
-        bundle,
-        data=choosing_data(bundle, data, run),
-        split="validation",
-        engine=passes,
-        run=run,
-        replace=True,
-        console=console,
-    )
-    fit = fitted(fitting, claim, bundle, passes.calls, batch)
+    fitting = score_faces(bundle, passes, choosing, replace=True, console=console)
+    fit = fitted(fitting.cube, claim, weights=passes.weights, decision=passes.decision, calls=passes.calls, batch=batch)
     return Prepared(claim, full, passes, files, fitting, fit, batch)
 
 
 def finish_cascade(
     bundle: Bundle,
     prepared: Prepared,
+    read: SplitFaces,
+    reference: Scored,
     *,
-    data: str | None,
-    split: str | None,
-    run: Path | None,
     rounds: int = 100,
-    threads: int | None,
     console: Console,
 ) -> CascadeRecord:
     """Certify a cascade on other faces, time it, and put it into the bundle.
 
     One of the same name that is certified is not replaced by one that is not.
 
+    Args:
+        bundle: the bundle.
+        prepared: the cascade as it was fitted.
+        read: the faces that certify.
+        reference: the passes of the FP32 reference on them.
+        rounds: counted calls, at most.
+        console: where progress is shown.
+
     Raises:
-        UsageError: if there are no other faces.
-        BadData: if the faces cannot be read.
+        UsageError: if the faces are those that fitted it.
     """
-    wishes: dict[str, Any] = {"data": data, "split": split, "run": run, "replace": True, "console": console}
-    scorer = reference_engine()
-    showing = apart(score_split(bundle, engine=prepared.passes, **wishes), prepared.fitting)
-    reference = score_split(bundle, engine=scorer, threads=threads, **wishes)
+    showing = apart(score_faces(bundle, prepared.passes, read, replace=True, console=console), prepared.fitting)
     vote = bundle.manifest.decision.decide(reference.cube.vote()).label[showing.rows]
     shown = showing.faces.take(showing.rows)
     opened, certificate, label = _shown(prepared, showing, vote, console)
@@ -293,12 +225,12 @@ def finish_cascade(
         precision=passes.precision,
         calls=calls,
         cascade=opened.cascade,
-        fitted_on=_described(prepared.fitting, "faces"),
-        shown_on=_described(showing, "clean rows"),
+        fitted_on=prepared.fitting.title,
+        shown_on=showing.clean_title,
         unfit=showing.unfit,
         fitted_sha256=prepared.fitting.faces.sha256(),
         shown_sha256=shown.sha256(),
-        reference=f"{scorer}-fp32",
+        reference=f"{reference.cube.record.engine}-{reference.cube.record.precision}",
         others=_certified_on(bundle, shown.sha256(), opened.name),
         certificate=certificate,
         shown=Comparison.of(label, vote, shown.labels),
@@ -323,199 +255,6 @@ def finish_cascade(
         return record
     _put(bundle, record, prepared.files[0].parent, showing)
     return record
-
-
-def open_passes(
-    bundle: Bundle,
-    folder: Path,
-    engine: str,
-    precision: str,
-    *,
-    threads: int | None = None,
-    cache: Path | None = None,
-    console: Console,
-) -> tuple[PassEngine, list[Path]]:
-    """Write the graphs of a bundle's single passes, one a member, and open them the way that is faster here.
-
-    A runtime that loses time where a call has another size than the one before is opened for a few sizes, unless this
-    is little beside what is computed: each size takes memory. A compiler builds an engine of each graph first.
-
-    Args:
-        bundle: with members as branches, and all passes.
-        folder: that gets the graphs.
-        engine: a backend that opens graphs, or builds engines of them.
-        precision: of the graph.
-        threads: how many the runtime may use.
-        cache: where a runtime that can keeps what it compiles.
-        console: where progress is shown.
-
-    Returns:
-        The engine, and the files that it was opened from.
-
-    Raises:
-        UsageError: if the engine takes no graphs, passes are left out, or members are stacked.
-    """
-    manifest, backend = bundle.manifest, BACKENDS[engine]
-    if backend.built_from == "fold":
-        able = ", ".join(row.name for row in BACKENDS.values() if row.built_from != "fold")
-        raise UsageError(
-            f"{engine} takes no graphs; a cascade runs on those that do: {able}.", hint="--engine names one"
-        )
-    if manifest.choice.passes:
-        raise UsageError(
-            f"{bundle.path} leaves passes out; a cascade ends with all of them.",
-            hint="name a bundle that was built without --pass",
-        )
-    console.print(f"writing graphs of single passes, {precision} ...", highlight=False)
-    graphs = write_pass_graphs(
-        bundle.graph(precision),
-        folder,
-        views=views_named([view.name for view in manifest.views]),
-        labels=manifest.labels,
-        face_shape=manifest.face_shape,
-        max_batch=manifest.max_batch,
-    )
-    settings: dict[str, Any] = {"precision": precision, "face_shape": manifest.face_shape}
-    usual = Calls().up_to(min(manifest.max_batch, _MANY) if backend.built_from else manifest.max_batch)
-    files = (
-        [_engine_of(backend, graph, usual, console, **settings) for graph in graphs] if backend.built_from else graphs
-    )
-
-    def opened(calls: Calls) -> PassEngine:
-        members = open_members(files, backend, calls, threads=threads, cache=cache, **settings)
-        passes = PassEngine(
-            members, voting_weights(bundle), manifest.decision, face_shape=manifest.face_shape, calls=calls
-        )
-        passes.calls = _measured(passes, console)
-        return passes
-
-    passes = opened(usual)
-    if backend.prepares_sizes and passes.calls.call_ms > _LITTLE * passes.calls.row_ms:
-        del passes  # before the weights are loaded again
-        passes = opened(usual.model_copy(update={"prepared": True, "sizes": _PREPARED_SIZES}).up_to(manifest.max_batch))
-    return passes, files
-
-
-def _engine_of(
-    backend: Backend,
-    graph: Path,
-    calls: Calls,
-    console: Console,
-    *,
-    precision: str,
-    face_shape: tuple[int, int, int],
-) -> Path:
-    """An engine of a graph of passes, in the graph's place."""
-    height, width, channels = face_shape
-    most = calls.sizes[-1]
-    console.print(f"building an engine of {graph.name} ...", highlight=False)
-    engine = graph.with_suffix(".engine")
-    build_engine(
-        backend.name,
-        graph,
-        engine,
-        precision=precision,
-        face_shape=(height + 1, width, channels),
-        settings=BuilderSettings(opt_batch=tuple(sorted({1, min(16, most), most})), max_batch=most),
-        origin=graph,
-    )
-    for file in (graph, graph.with_name(f"{graph.name}.data")):
-        file.unlink(missing_ok=True)
-    return engine
-
-
-def voting_weights(bundle: Bundle) -> NDArray[np.float64]:
-    """Of each pass in the full vote, `(K, V)`, sum 1.
-
-    Those of a view that shows what an earlier one does have 0, and the earlier one has their weight too.
-    """
-    manifest = bundle.manifest
-    shape = len(manifest.members), len(manifest.views)
-    found = np.full(shape, 1 / np.prod(shape)) if manifest.weights is None else manifest.weights.copy()
-    place = {view.name: number for number, view in enumerate(manifest.views)}
-    for number, view in enumerate(manifest.views):
-        if view.same_as is not None:
-            found[:, place[view.same_as]] += found[:, number]
-            found[:, number] = 0
-    return found
-
-
-class Fitted(NamedTuple):
-    """What a fit comes to."""
-
-    cascade: Cascade
-    labels: NDArray[np.int64]
-    """Of the faces that fit, `(N,)`, each half judged by a fit on the other half."""
-
-
-def fitted(scored: Scored, claim: Claim, bundle: Bundle, calls: Calls, batch: int) -> Fitted:
-    """A cascade fitted on all faces of a cube, with the stages that pay for themselves in calls of so many faces.
-
-    Each half of the faces is judged by a fit on the other half; by that the stages are chosen, and a threshold that is
-    to be expected: `certified` finds the one that holds.
-
-    Args:
-        scored: the faces that fit.
-        claim: what is to be certified.
-        bundle: that votes.
-        calls: what passes take.
-        batch: faces in a call.
-
-    Returns:
-        The cascade, and the labels with which these faces leave it, `(N,)`.
-    """
-    cube, weights = scored.cube, voting_weights(bundle)
-    fit = functools.partial(
-        fit_cascade,
-        weights=weights,
-        decision=bundle.manifest.decision,
-        rule=claim.rule,
-        offsets=claim.offsets and claim.rule == "accuracy",
-    )
-    order = np.random.default_rng(0).permutation(len(cube.labels))
-    halves = np.array_split(order, 2)
-    found = [
-        fit(cube.scores[fitting], cube.labels[fitting]).paths(cube.scores[judged])
-        for fitting, judged in (halves, halves[::-1])
-    ]
-    drawn = np.concatenate(halves[::-1])  # at random, as faces come; data sets are often sorted by emotion
-    paths = Paths(*(np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)))
-
-    def threshold(some: Paths) -> float | None:
-        if claim.rule == "exact":
-            return 0.0
-        held = functools.partial(
-            p_value, full=some.labels[-1], truth=cube.labels[drawn], epsilon=claim.epsilon, max_drop=claim.max_drop
-        )
-        passed = passing(some, held, thresholds=THRESHOLDS, delta=claim.delta)
-        return THRESHOLDS[passed - 1] if passed else None
-
-    whole = fit(cube.scores, cube.labels)
-    kept = choose_stages(whole, paths, threshold, calls, batch)
-    some = Paths(paths.labels[kept], paths.risks[kept])
-    expected = threshold(some)
-    cascade = with_stages(whole, kept).model_copy(update={"threshold": expected})
-    labels = np.empty_like(cube.labels)
-    labels[drawn] = some.labels_at(some.leaving(expected))
-    return Fitted(cascade, labels)
-
-
-def _measured(passes: PassEngine, console: Console) -> Calls:
-    """Time calls of the members, each after one of another member and often of another size, as in a cascade."""
-    sizes = [size for size in passes.calls.sizes if size <= _MANY]
-    few, many = sizes[min(1, max(0, len(sizes) - 2))], sizes[-1]
-    faces = np.random.default_rng(0).integers(0, 256, (many, *passes.face_shape), dtype=np.uint8)
-
-    def turns(rows: int) -> Callable[[], object]:
-        members = itertools.cycle(range(len(passes.members)))
-        return lambda: passes.passes(faces[:rows], [(next(members), 0)])
-
-    rounds = _ROUNDS * len(passes.members)
-    with progress_bar(console, "timing calls of single members", rounds + 2) as advance:
-        samples = interleave(
-            {str(size): turns(size) for size in (few, many)}, rounds=rounds, seconds=_SECONDS, progress=advance
-        )
-    return passes.calls.measured(few, float(np.median(samples[str(few)])), many, float(np.median(samples[str(many)])))
 
 
 def _shown(
@@ -577,18 +316,12 @@ def _timed(
     )
 
 
-def _described(scored: Scored, what: str) -> str:
-    record = scored.cube.record
-    count = int(scored.rows.sum()) if what == "clean rows" else record.faces
-    return f"{record.data}, {record.split}, {count:,} {what}"
-
-
 def _certified_on(bundle: Bundle, shown_sha256: str, name: str) -> int:
-    """How many other cascades of a bundle were certified on the same faces."""
+    """How many other cascades of a bundle were certified on the same faces; what they consist of is not read."""
     found = 0
     for other in cascades_in(bundle.path):
         with contextlib.suppress(BadBundle):
-            record = read_cascade(bundle, other)
+            record = record_of(bundle, other)
             found += other != name and record.shown_sha256 == shown_sha256 and record.verdict == "certified"
     return found
 

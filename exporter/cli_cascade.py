@@ -8,15 +8,16 @@ from emoexport.cli_options import (
     BundleDir,
     Cache,
     LabelledFaces,
+    OnePrecision,
     RunOption,
     Split,
     Threads,
     console_of,
     open_bundle,
     print_table,
+    say,
 )
 from emoexport.engines import BACKENDS
-from emoexport.precision import PRECISIONS
 
 __all__ = ["cascade"]
 
@@ -50,9 +51,7 @@ def cascade(
     engine: Annotated[
         str | None, typer.Option(help=f"A runtime: {', '.join(_TAKING)}. The best certified one if none.")
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help=f"Of the engine: {', '.join(PRECISIONS)}. The best certified one if none.")
-    ] = None,
+    precision: OnePrecision = None,
     batch: Annotated[int, typer.Option(min=1, help="Faces in a call.")] = 16,
     rounds: Annotated[int, typer.Option(min=2, help="Counted calls, at most.")] = 100,
     run: RunOption = None,
@@ -69,9 +68,10 @@ def cascade(
     """
     opened = open_bundle(bundle)
     from emoexport.cascade_certificate import ASSUMPTION  # noqa: PLC0415
+    from emoexport.cascade_claim import Claim  # noqa: PLC0415
     from emoexport.cascade_record import CASCADES  # noqa: PLC0415
     from emoexport.cascade_tables import stage_table  # noqa: PLC0415
-    from emoexport.cascading import Claim, make_cascade  # noqa: PLC0415
+    from emoexport.cascading import make_cascade  # noqa: PLC0415
     from emoexport.runtime import best_graph_engine  # noqa: PLC0415
     from emoexport.verdict import EXIT_CODES  # noqa: PLC0415
 
@@ -94,13 +94,9 @@ def cascade(
     )
     print_table(console, found.shown_on, stage_table(found))
     for line in found.sentences:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Assumed: {ASSUMPTION}", highlight=False, soft_wrap=True, style="dim")
-    console.print(f"verdict: {found.verdict}\ncascade: {opened.path / CASCADES / found.engine}", highlight=False)
+        say(console, line)
+    say(console, f"Assumed: {ASSUMPTION}", "dim")
+    say(console, f"verdict: {found.verdict}\ncascade: {opened.path / CASCADES / found.engine}")
     if found.verdict == "certified":
-        console.print(
-            f"next: emoexport predict photos/ --bundle {opened.path} --cascade {found.engine}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"next: emoexport predict photos/ --bundle {opened.path} --cascade {found.engine}")
     raise typer.Exit(EXIT_CODES[found.verdict])

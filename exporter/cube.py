@@ -27,7 +27,7 @@ from emoexport.files import move_directory, new_file, refuse_foreign, sha256_of,
 from emoexport.passes import Weight, faces_at_once, pass_weights, weighted_vote
 from emoexport.statistics import Share
 
-__all__ = ["CUBE_FILE", "Cube", "CubeAccuracy", "CubeRecord", "CubeRequest", "compute_cube"]
+__all__ = ["CUBE_FILE", "Cube", "CubeAccuracy", "CubeRecord", "CubeRequest", "OtherCube", "compute_cube"]
 
 CUBE_FILE = "cube.json"
 _SCORES_FILE = "scores.npy"
@@ -39,6 +39,10 @@ _SLACK = 1e-3
 
 # How these are spelled is no difference where the faces are the same.
 _NAMES_OF_DATA = {"data", "split"}
+
+
+class OtherCube(UsageError):
+    """Where a cube is to be, one of something else stands or was begun."""
 
 
 class CubeRequest(Record):
@@ -333,13 +337,13 @@ def _finish(directory: Path, labels: NDArray[np.int64], request: CubeRequest, ou
 
 
 def _refuse_other(begun: CubeRequest, now: CubeRequest, found: str, instead: str) -> None:
-    """Raise UsageError with the first difference, if there is one."""
+    """Raise OtherCube with the first difference, if there is one."""
     for name in CubeRequest.model_fields:
         old, new = getattr(begun, name), getattr(now, name)
         if old == new or (name in _NAMES_OF_DATA and begun.data_sha256 == now.data_sha256):
             continue
         what, was, is_now = _difference(name, old, new)
-        raise UsageError(f"{found} {what} = {was}; this call has {is_now}.", hint=f"{instead}, or --force begins anew")
+        raise OtherCube(f"{found} {what} = {was}; this call has {is_now}.", hint=f"{instead}, or --force begins anew")
 
 
 def _difference(name: str, old: Any, new: Any) -> tuple[str, object, object]:

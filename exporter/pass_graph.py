@@ -97,6 +97,7 @@ def write_pass_graphs(
     graph: Path,
     folder: Path,
     *,
+    members: int,
     views: Sequence[View],
     labels: tuple[str, ...],
     face_shape: tuple[int, int, int],
@@ -107,6 +108,7 @@ def write_pass_graphs(
     Args:
         graph: of a bundle, in any precision, with members as branches.
         folder: that gets `member-1.onnx` and so on.
+        members: how many the fold has.
         views: in the order in which they are numbered.
         labels: the emotions.
         face_shape: `(H, W, C)`.
@@ -129,7 +131,7 @@ def write_pass_graphs(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         frame = Path(scratch) / "frame.onnx"
         export_fold(fold, frame, face_shape=(height + 1, width, channels), max_batch=max_batch)
-        for number in range(len(_logits(ir.load(graph).graph))):
+        for number in range(members):
             files.append(folder / f"member-{number + 1}.onnx")
             save_graph(_put_in(ir.load(frame), ir.load(graph), number), files[-1])
             check_graph(files[-1], face_shape=(height + 1, width, channels))

@@ -11,7 +11,7 @@ from emoexport.engines.base import Engine
 from emoexport.engines.timing import Samples, interleave, latency_of, ratio_of
 from emoexport.plan import Goals, Timing
 
-__all__ = ["Costs", "Setting", "call_samples", "timing_of"]
+__all__ = ["SECONDS", "Costs", "Setting", "call_samples", "is_fast_enough", "timing_of"]
 
 SECONDS = 60.0
 """That the calls of one comparison may take, all together; there are at least five of each."""

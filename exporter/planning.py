@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
-from emoexport.cascade_record import CascadeRecord
-from emoexport.cascading import Claim, Prepared, finish_cascade, prepare_cascade, require_batch
+from emoexport.cascade_claim import Claim
+from emoexport.cascading import Prepared, finish_cascade, prepare_cascade, require_batch
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
 from emoexport.engines import BACKENDS
@@ -35,7 +35,16 @@ from emoexport.plan_soups import soup_candidates, soup_run_of
 from emoexport.plan_tables import plan_markdown, plan_plot
 from emoexport.prebuilt import build_engines
 from emoexport.progress import progress_bar
-from emoexport.scoring import Scored, apart, choosing_data, reference_engine, score_split
+from emoexport.scoring import (
+    Scored,
+    SplitFaces,
+    apart,
+    open_scorer,
+    read_choosing_faces,
+    read_split,
+    reference_engine,
+    score_faces,
+)
 from emoexport.sessions import run_of
 from emoexport.train.checkpoint import MemberRecord, read_run
 from emoexport.verdict import Limits, Verdict, judge_counts
@@ -145,17 +154,23 @@ class _Planner:
     def plan(self, out: Path) -> Plan:
         """Search, time, confirm."""
         bundle, goals = self.bundle, self.goals
-        selection = self._scored("validation", choosing_data(bundle, self.wishes.data, self.wishes.run))
-        scored = apart(self._scored(self.wishes.split, self.wishes.data), selection)
+        sources: dict[str, Any] = {"data": self.wishes.data, "run": self.wishes.run, "console": self.console}
+        choosing = read_choosing_faces(bundle, **sources)
+        confirming = read_split(bundle, split=self.wishes.split, **sources)
+        scorer = open_scorer(bundle, reference_engine(), threads=self.wishes.threads, run=self.wishes.run)
+        selection, scored = (
+            score_faces(bundle, scorer, read, replace=True, console=self.console) for read in (choosing, confirming)
+        )
+        scored = apart(scored, selection)
         decision, faces = bundle.manifest.decision, int(scored.rows.sum())
         vote = decision.decide(selection.cube.vote()).label
         candidates = self._candidates(selection, vote)
-        costs, timings = self._costs(selection, candidates[0])
+        costs, timings = self._costs(choosing, candidates[0])
         chosen, why = likeliest(candidates, goals, faces, lambda passes: costs.why_slow(passes, goals))
         about = bundle.manifest.passes_a_face if chosen is None else candidates[chosen].passes
         setting = costs.fastest(about, goals) or costs.fastest(about, Goals())
         assert setting is not None
-        final = self._final(setting, None if chosen is None else candidates[chosen], selection, vote)
+        final = self._final(setting, None if chosen is None else candidates[chosen], choosing, vote)
         winner = final.winner(goals)
         confirmation, cascade = None, None
         verdict: Verdict = "not enough evidence"
@@ -166,7 +181,8 @@ class _Planner:
             if scored.unfit and verdict != "failed":
                 verdict, reasons = "not enough evidence", (scored.unfit,)
         elif winner == "cascade":
-            cascade = self._cascade(final)
+            assert final.prepared is not None
+            cascade = finish_cascade(bundle, final.prepared, confirming, scored, console=self.console)
             confirmation, verdict = cascade.shown, cascade.verdict
             reasons = () if verdict == "certified" else cascade.reasons
         engine = self.full[setting.engine]
@@ -178,8 +194,8 @@ class _Planner:
                 number: member.sha256 for number, member in zip(self._numbers, bundle.manifest.members, strict=True)
             },
             goals=goals,
-            selected_on=f"{selection.cube.record.data}, validation, {selection.cube.record.faces:,} faces",
-            confirmed_on=f"{scored.cube.record.data}, {scored.cube.record.split}, {faces:,} clean rows",
+            selected_on=selection.title,
+            confirmed_on=scored.clean_title,
             selection_sha256=selection.cube.record.data_sha256,
             confirmation_sha256=scored.cube.record.data_sha256,
             full_accuracy=round(float((vote == selection.cube.labels).mean()), 6),
@@ -205,19 +221,6 @@ class _Planner:
         manifest = self.bundle.manifest
         return manifest.choice.numbers or list(range(1, len(manifest.members) + 1))
 
-    def _scored(self, split: str | None, data: str | None) -> Scored:
-        """A cube of the FP32 reference's passes."""
-        return score_split(
-            self.bundle,
-            data=data,
-            split=split,
-            engine=reference_engine(),
-            run=self.wishes.run,
-            threads=self.wishes.threads,
-            replace=True,
-            console=self.console,
-        )
-
     def _candidates(self, selection: Scored, vote: NDArray[np.int64]) -> list[Candidate]:
         """Passes of the members, and of their soup, from few to many; of as many those that agree more come first."""
         found = candidates_of(selection.cube, self.bundle.manifest.decision, self._numbers)
@@ -237,7 +240,7 @@ class _Planner:
             found += soups.candidates
         return sorted(found, key=lambda one: (one.passes, one.selection.disagreements))
 
-    def _costs(self, selection: Scored, one: Candidate) -> tuple[Costs, list[Timing]]:
+    def _costs(self, choosing: SplitFaces, one: Candidate) -> tuple[Costs, list[Timing]]:
         """Lines of all engines at all batches, through one pass and the full vote."""
         least = self._opened(one, "one", list(self.full.values()))
         everyone = {
@@ -246,7 +249,7 @@ class _Planner:
             for name, engine in some.items()
             for batch in self.wishes.batches
         }
-        samples = self._timed(everyone, selection)
+        samples = self._timed(everyone, choosing)
         counts = {"full": self.bundle.manifest.passes_a_face, "one": one.passes}
         timings = [
             timing_of(setting.engine, counts[which], setting.batch, times, samples[setting, "full"])
@@ -254,19 +257,21 @@ class _Planner:
         ]
         return Costs.of(samples, counts["full"], counts["one"]), timings
 
-    def _final(self, setting: Setting, chosen: Candidate | None, selection: Scored, vote: NDArray[np.int64]) -> _Final:
+    def _final(
+        self, setting: Setting, chosen: Candidate | None, choosing: SplitFaces, vote: NDArray[np.int64]
+    ) -> _Final:
         """Build what came to the final for one engine, and time it with the full vote on the faces that choose."""
         full = self.full[setting.engine]
         engines, passes = {"full": full}, {"full": float(self.bundle.manifest.passes_a_face)}
         if chosen is not None:
             engines |= {"passes": self._opened(chosen, "few", [full])[full.name]}
             passes["passes"] = float(chosen.passes)
-        prepared = self._prepared(setting)
+        prepared = self._prepared(setting, choosing)
         exits = None
         if prepared is not None:
             engines["cascade"] = prepared.opened(prepared.fit.cascade)
-            exits = Comparison.of(prepared.fit.labels, vote, selection.cube.labels)
-        timed = self._timed({(setting, which): engine for which, engine in engines.items()}, selection)
+            exits = Comparison.of(prepared.fit.labels, vote, choosing.faces.labels)
+        timed = self._timed({(setting, which): engine for which, engine in engines.items()}, choosing)
         samples = {which: timed[setting, which] for which in engines}
         if "cascade" in engines:
             passes["cascade"] = _passes_of(engines["cascade"])
@@ -277,7 +282,7 @@ class _Planner:
         )
         return _Final(setting, engines, samples, timings, prepared, exits)
 
-    def _prepared(self, setting: Setting) -> Prepared | None:
+    def _prepared(self, setting: Setting, choosing: SplitFaces) -> Prepared | None:
         """A cascade for the final; None, and a note, where there can be none or no face would leave early."""
         if not self.wishes.exits or self.goals.max_passes is not None:
             return None
@@ -290,8 +295,7 @@ class _Planner:
                 folder,
                 full.backend,
                 full.precision,
-                data=self.wishes.data,
-                run=self.wishes.run,
+                choosing,
                 batch=setting.batch,
                 threads=self.wishes.threads,
                 console=self.console,
@@ -307,20 +311,6 @@ class _Planner:
     @property
     def _claim(self) -> Claim:
         return Claim.of_goals(self.goals.max_disagreement_pct, self.goals.max_drop_points)
-
-    def _cascade(self, final: _Final) -> CascadeRecord:
-        """The cascade that won, certified and put into the bundle."""
-        assert final.prepared is not None
-        wishes = self.wishes
-        return finish_cascade(
-            self.bundle,
-            final.prepared,
-            data=wishes.data,
-            split=wishes.split,
-            run=wishes.run,
-            threads=wishes.threads,
-            console=self.console,
-        )
 
     def _opened(self, candidate: Candidate, name: str, like: Sequence[Engine]) -> dict[str, Engine]:
         """The same runtimes and precisions of a bundle of some passes, calibrated as the one with all is."""
@@ -356,11 +346,11 @@ class _Planner:
                 build_engines(bundle, [backend], [engine.precision], settings, console=self.console)
 
     def _timed(
-        self, engines: Mapping[tuple[Setting, str], Engine], selection: Scored
+        self, engines: Mapping[tuple[Setting, str], Engine], choosing: SplitFaces
     ) -> dict[tuple[Setting, str], Samples]:
         rounds = self.wishes.rounds
         with progress_bar(self.console, "timing, all in turn", rounds + 2) as advance:
-            return call_samples(engines, selection.faces.images, rounds=rounds, progress=advance)
+            return call_samples(engines, choosing.faces.images, rounds=rounds, progress=advance)
 
     def _confirmed(self, engine: Engine, scored: Scored, batch: int) -> Comparison:
         """What an engine decides about the faces that had no part in the choice, against the full vote."""

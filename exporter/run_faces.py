@@ -13,7 +13,7 @@ from emoexport.train.checkpoint import RunRecord
 from emoexport.train.dataset import DataSet, Faces, is_synthetic, load_data
 from emoexport.train.ensemble import training_faces
 
-__all__ = ["data_name", "data_of_run", "describe_faces", "drawn_faces", "validation_faces"]
+__all__ = ["data_name", "data_of_run", "describe_faces", "drawn_faces", "validation_faces", "validation_in"]
 
 
 def data_of_run(
@@ -62,7 +62,15 @@ def validation_faces(run: Path, record: RunRecord, source: str | None = None) ->
     Raises:
         BadData: if they cannot be read, or are others.
     """
-    data = data_of_run(run, record, source)
+    return validation_in(data_of_run(run, record, source), record)
+
+
+def validation_in(data: DataSet, record: RunRecord) -> Faces:
+    """The faces that the members of a run were validated on, in data that was read as the run read it.
+
+    Raises:
+        BadData: if they are others.
+    """
     found, needed = training_faces(data, record.config).validation, record.data.validation_sha256
     if needed and found.sha256() != needed:
         raise BadData(

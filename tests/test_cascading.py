@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from vote_cubes import vote_cube
 
 import emoexport
-from emoexport import cascading
-from emoexport.bundle import Bundle
+from emoexport import cascading, pass_opening
+from emoexport.bundle import Bundle, Manifest
+from emoexport.cascade_claim import Claim
 from emoexport.cascade_fit import fit_cascade
 from emoexport.cascade_record import CascadeRecord, cascades_in, read_cascade
 from emoexport.cascade_stages import Calls, choose_stages, milliseconds_a_face, with_stages
-from emoexport.cascading import Claim, open_passes, voting_weights
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadBundle, BadInput, UsageError
 from emoexport.opening import open_cascade, open_engines
 from emoexport.pass_engine import CascadeEngine, numbered
 from emoexport.pass_graph import NumberedShow
+from emoexport.pass_opening import open_passes
 from emoexport.runtime import best_graph_engine
 from emoexport.scoring import Scored, apart
 from emoexport.train.dataset import Faces
@@ -92,8 +93,8 @@ def test_passes_of_every_precision_are_those_of_the_fold(bundle, tmp_path, quiet
 def test_an_engine_in_sizes_answers_as_one_without(bundle, opened, tmp_path, quiet, faces, monkeypatch):
     if not BACKENDS["openvino"].is_installed():
         pytest.skip("openvino is not installed")
-    monkeypatch.setattr(cascading, "_LITTLE", -1.0)
-    monkeypatch.setattr(cascading, "_PREPARED_SIZES", (1, 4))
+    monkeypatch.setattr(pass_opening, "_LITTLE", -1.0)
+    monkeypatch.setattr(pass_opening, "_PREPARED_SIZES", (1, 4))
     passes, _ = open_passes(bundle, tmp_path, "openvino", "fp32", console=quiet)
     assert passes.calls.prepared
     assert passes.calls.sizes == (1, 4)
@@ -215,7 +216,7 @@ def test_as_many_stages_as_pay_for_themselves():
 def test_coinciding_views_are_computed_once():
     entries = [SimpleNamespace(name=name, same_as=same) for name, same in (("a", None), ("b", "a"), ("c", None))]
     manifest = SimpleNamespace(members=[0, 1], views=entries, weights=None)
-    found = voting_weights(SimpleNamespace(manifest=manifest))
+    found = Manifest.merged_weights.fget(manifest)
     assert found == pytest.approx(np.array([[1 / 3, 0, 1 / 6]] * 2))
 
 
@@ -245,7 +246,7 @@ def test_a_compiler_takes_graphs_of_passes(bundle, tmp_path, quiet, monkeypatch)
         asked.append(([file.name for file in files], calls.sizes[-1]))
         raise BadInput("no GPU")
 
-    monkeypatch.setattr(cascading, "open_members", opened)
+    monkeypatch.setattr(pass_opening, "open_members", opened)
     with pytest.raises(BadInput, match="no GPU"):
         open_passes(bundle, tmp_path, "tensorrt-rtx", "int8", console=quiet)
     assert asked == [(["member-1.engine", "member-2.engine"], 64)]

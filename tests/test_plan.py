@@ -418,7 +418,7 @@ def test_where_there_can_be_no_cascade_a_plan_says_so(bundle, quiet, tmp_path):
             tmp_path,
             quiet,
         )
-        return planner._prepared(Setting("onnxruntime-fp32", 16)), planner.notes
+        return planner._prepared(Setting("onnxruntime-fp32", 16), None), planner.notes
 
     assert prepared(max_drop_points=0) == (
         None,

@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 from emoexport.bundle import Bundle
+from emoexport.cascade_claim import Claim
 from emoexport.cascade_record import CascadeRecord
-from emoexport.cascading import Claim, make_cascade
+from emoexport.cascading import make_cascade
 from emoexport.table_format import markdown_table, with_interval
 
 ENGINE = {"engine": "openvino-throughput", "precision": "int8"}
