@@ -37,10 +37,11 @@ MAP = """\
   4. emoexport verify build/x --data D               does it decide like the PyTorch reference?
   5. emoexport bench  build/x                        how fast is it?
   6. emoexport report build/x                        all of it on one page
-  7. emoexport predict photos/ --detect              use it
-  8. emoexport serve  build/x                        a page and an API for it
-  9. emoexport score  faces/ --out preds/            use it on millions of faces
- 10. emoexport package build/x --triton triton/      or for Triton, or a container
+  7. emoexport plan   build/x --data D               what decides the same and costs least?
+  8. emoexport predict photos/ --detect              use it
+  9. emoexport serve  build/x                        a page and an API for it
+ 10. emoexport score  faces/ --out preds/            use it on millions of faces
+ 11. emoexport package build/x --triton triton/      or for Triton, or a container
 
 Try it on drawn faces: emoexport train && emoexport build --fp16 --int8 && emoexport verify
 What can this machine do? emoexport doctor

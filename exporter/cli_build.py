@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emoexport.cli_options import console_of, newest
+from emoexport.cli_options import console_of, newest, say
 from emoexport.engines import BACKENDS
 from emoexport.errors import UsageError
 from emoexport.precision import PRECISIONS
@@ -182,8 +182,13 @@ def build(
         if plan is not None:
             if choice != Choice():
                 raise UsageError("found --plan, and passes besides it; needed is one of them.", hint="leave out --plan")
-            from emoexport.planning import planned  # noqa: PLC0415
+            from emoexport.planning import cascade_of_plan, planned  # noqa: PLC0415
 
+            if (there := cascade_of_plan(plan)) is not None:
+                where, name = there
+                say(console, f"{plan} chose a cascade, which is part of {where} already: nothing is left to build.")
+                say(console, f"next: emoexport predict photos/ --bundle {where} --cascade {name}")
+                return
             out = out or Path("build") / f"{run.resolve().name}-few"
             run, choice, precision = planned(plan, run, console)
             precisions = precisions or [name for name in (precision,) if name != "fp32"]

@@ -1,5 +1,6 @@
 """`emoexport plan`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +107,8 @@ def plan(
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"plan: {target / PLAN_FILE}", highlight=False, soft_wrap=True)
     if found.choice is not None and found.verdict == "certified":
-        console.print(f"next: emoexport build --plan {target / PLAN_FILE}", highlight=False, soft_wrap=True)
+        where = os.path.relpath(run or opened.run())
+        console.print(f"next: emoexport build {where} --plan {target / PLAN_FILE}", highlight=False, soft_wrap=True)
     if found.cascade is not None and found.verdict == "certified":
         use = f"--bundle {opened.path} --cascade {found.cascade.engine}"
         console.print(f"next: emoexport predict photos/ {use}", highlight=False, soft_wrap=True)

@@ -36,10 +36,14 @@ def plan_sentences(plan: Plan) -> list[str]:
         f"Confirmed on {plan.confirmed_on}: accuracy {with_interval(found.gain_points, 2, sign=True)} points, no worse "
         f"than {found.bound_points:+.2f}; {found.disagreement_pct.value:.2f} % of the labels differ, at most "
         f"{found.disagreement_bound_pct:.2f} %.",
-        f"The gain is {plan.shrinkage_points:+.2f} points smaller there than where it was chosen "
-        f"({plan.selection.gain_points.value:+.2f}).",
+        f"The gain is {_shrinkage(plan)} there than where it was chosen ({plan.selection.gain_points.value:+.2f}).",
         verdict,
     ]
+
+
+def _shrinkage(plan: Plan) -> str:
+    lost = plan.shrinkage_points or 0.0
+    return f"{lost:+.2f} points smaller" if lost >= 0 else f"{-lost:.2f} points larger"
 
 
 def _sentence_on_speed(plan: Plan) -> str:

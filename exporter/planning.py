@@ -14,6 +14,7 @@ from rich.console import Console
 from emoexport.bundle import Bundle
 from emoexport.calibration import Wish
 from emoexport.cascade_claim import Claim
+from emoexport.cascade_record import read_cascade
 from emoexport.cascading import Prepared, finish_cascade, prepare_cascade, require_batch
 from emoexport.clock import timestamp
 from emoexport.comparison import Comparison
@@ -49,7 +50,7 @@ from emoexport.sessions import run_of
 from emoexport.train.checkpoint import MemberRecord, read_run
 from emoexport.verdict import Limits, Verdict, judge_counts
 
-__all__ = ["Wishes", "make_plan", "planned"]
+__all__ = ["Wishes", "cascade_of_plan", "make_plan", "planned"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -374,14 +375,11 @@ def planned(file: Path, run: Path, console: Console | None = None) -> tuple[Path
     Raises:
         BadInput: if the file is no plan, was changed, chose nothing that is to be built, failed, or is of others.
     """
-    plan = Plan.parse_json(file)
-    if not plan.is_intact():
-        raise BadInput(f"{file} was changed after it was written.", hint="emoexport plan")
+    plan = _read_plan(file)
     if plan.cascade is not None:
-        where = os.path.normpath(file.parent / plan.bundle)
         raise BadInput(
-            f"{file} chose a cascade, which is part of {where} already: there is nothing to build.",
-            hint=f"emoexport predict photos/ --bundle {where} --cascade {plan.cascade.engine}",
+            f"{file} chose a cascade, which is part of {_bundle_of(plan, file)} already: there is nothing to build.",
+            hint=f"emoexport predict photos/ --bundle {_bundle_of(plan, file)} --cascade {plan.cascade.engine}",
         )
     if plan.choice is None or plan.precision is None:
         raise BadInput(f"{file} chose nothing: {'; '.join(plan.reasons)}.", hint="emoexport plan with other goals")
@@ -402,6 +400,33 @@ def planned(file: Path, run: Path, console: Console | None = None) -> tuple[Path
     if candidate.soup:
         run = soup_run_of(run, candidate.soup_sha256, console or Console(quiet=True))
     return run, plan.choice, plan.precision
+
+
+def cascade_of_plan(file: Path) -> tuple[Path, str] | None:
+    """The bundle and the name of the cascade that a plan chose, as they stand now; None if it chose passes, or nothing.
+
+    Raises:
+        BadInput: if the file is no plan or was changed, or the bundle has another cascade by now.
+        BadBundle: if the bundle or its cascade is not there, or was changed.
+    """
+    plan = _read_plan(file)
+    if plan.cascade is None:
+        return None
+    where = Path(_bundle_of(plan, file))
+    if read_cascade(Bundle.open(where), plan.cascade.engine).digest != plan.cascade.digest:
+        raise BadInput(f"{where} has another {plan.cascade.engine} by now than {file}.", hint=f"emoexport plan {where}")
+    return where, plan.cascade.engine
+
+
+def _read_plan(file: Path) -> Plan:
+    plan = Plan.parse_json(file)
+    if not plan.is_intact():
+        raise BadInput(f"{file} was changed after it was written.", hint="emoexport plan")
+    return plan
+
+
+def _bundle_of(plan: Plan, file: Path) -> str:
+    return os.path.relpath((file.parent / plan.bundle).resolve())
 
 
 def _eligible(bundle: Bundle, opened: Sequence[Engine], console: Console) -> list[Engine]:

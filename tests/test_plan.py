@@ -1,5 +1,6 @@
 """`emoexport plan` and `emoexport build --plan`, and the arithmetic behind them."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -276,6 +277,7 @@ def test_a_plan_replaces_no_bundle_of_the_full_vote(call, run_dir, tmp_path, mon
         raise BadInput("enough")
 
     monkeypatch.setattr("emoexport.pipeline.build", build)
+    monkeypatch.setattr(planning, "cascade_of_plan", lambda _: None)
     monkeypatch.setattr(planning, "planned", lambda *_: (run_dir, Choice(passes={"1:flip": 1.0}), "fp32"))
     call("build", run_dir)
     call("build", run_dir, "--plan", "plan.json")
@@ -313,7 +315,8 @@ def test_the_command_says_what_it_found_and_what_comes_next(made, bundle, call, 
     code, out, err = call("plan", bundle.path, "-o", folder)
     assert code == 0, err
     assert "verdict: certified" in out
-    assert f"next: emoexport build --plan {folder}/plan.json" in out
+    run = os.path.relpath(bundle.run())  # any other run, such as the newest, would be refused
+    assert f"next: emoexport build {run} --plan {folder}/plan.json" in out
     none = plan.model_copy(
         update={
             "chosen": None,
@@ -363,8 +366,17 @@ def test_a_cascade_that_wins_is_certified_and_becomes_part_of_the_bundle(bundle,
     assert plan.cascade.sentences[0] in out
     assert f"--cascade {plan.cascade.engine}" in out
     assert (tmp_path / "build" / "tiny" / "cascades" / plan.cascade.engine / "cascade.json").is_file()
+    file = tmp_path / "plans" / "tiny" / "plan.json"
     with pytest.raises(BadInput, match=r"chose a cascade, which is part of .*build/tiny already"):
-        planning.planned(tmp_path / "plans" / "tiny" / "plan.json", run_dir)
+        planning.planned(file, run_dir)
+    code, out, err = call("build", run_dir, "--plan", file)
+    assert code == 0, err
+    assert "part of build/tiny already: nothing is left to build" in out
+    assert f"--bundle build/tiny --cascade {plan.cascade.engine}" in out
+    (tmp_path / "build" / "tiny" / "cascades" / plan.cascade.engine / "member-1.onnx").unlink()
+    code, _, err = call("build", run_dir, "--plan", file)
+    assert code == 4
+    assert "member-1.onnx is missing" in err
     assert "Where the faces leave" in (tmp_path / "plans" / "tiny" / "plan.md").read_text()
 
 
