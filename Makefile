@@ -29,7 +29,7 @@ demo: $(READY) ## train, build, verify and time a small ensemble on synthetic fa
 test: $(READY) ## the tests, under 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -m 'not slow'
 
-test-all: $(READY) ## the slow ones too
+test-all: $(READY) ## the slow ones too, among them an hour of load (EMOEXPORT_SOAK_MINUTES=2 for less)
 	@$(BIN)/python -m pytest
 
 test-gpu: $(READY) ## those that need a CUDA device; they skip where there is none
