@@ -75,7 +75,7 @@ class Soak(NamedTuple):
 
     def p99_ms(self, part: int, of: int) -> float:
         """Of the calls in one of equal parts of the judged time."""
-        begin, end = self.warm[0].at_s, self.warm[-1].at_s
+        begin, end = self.warm[0].at_s, self.calls[-1][0]
         low, high = (begin + (end - begin) * each / of for each in (part, part + 1))
         return float(np.percentile([ms for at, ms in self.calls if low <= at <= high], 99))
 
