@@ -3,6 +3,7 @@
 build/x/
   manifest.json        members, views, vote, decision, input and output, versions, SHA-256 of every file
   labels.txt
+  sbom.cdx.json        what it was made of, in CycloneDX
   model.fp32.onnx      and a graph for each further precision; large weights beside it in .data
   calibration.json     ranges, method, hashes of the faces (where a precision needed them)
   tuning.json          which blocks stay in FP32, and the trials that chose them (where it was given)
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from emoexport.clock import timestamp
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
@@ -41,6 +43,7 @@ __all__ = [
     "Manifest",
     "MemberEntry",
     "PackageEntry",
+    "ProvenanceEntry",
     "ViewEntry",
 ]
 
@@ -155,12 +158,26 @@ class GateEntry(Record):
     faces: int | None = None
 
 
+class ProvenanceEntry(Record):
+    """What made a bundle, and what it was made of besides what the manifest says already."""
+
+    source_sha256: str
+    """Of emoexport's own files: one that was edited is another package under the same version."""
+    python: str
+    platform: str
+    processor: str
+    materials: dict[str, str]
+    """By path, relative to the run, SHA-256 of what was read besides the members' weights."""
+    sbom: str
+    """The file with the bill of materials, in CycloneDX 1.6: members, faces, and packages with what they need."""
+
+
 class Manifest(SealedRecord):
     """`manifest.json`."""
 
     schema_version: Literal[1] = 1
-    created: str
-    """UTC, ISO 8601."""
+    created: str | None = None
+    """UTC, ISO 8601, in a manifest of before the same inputs gave the same bytes."""
     face_shape: tuple[int, int, int]
     """`(H, W, C)` of the uint8 faces."""
     max_batch: int
@@ -189,6 +206,8 @@ class Manifest(SealedRecord):
     data: dict[str, Any]
     """What the run says of its faces."""
     versions: dict[str, str]
+    provenance: ProvenanceEntry | None = None
+    """None in a manifest from before it was recorded."""
     files: dict[str, FileEntry]
     """Every file but the manifest, the reports, and engines with a passport."""
 
@@ -329,6 +348,11 @@ class Bundle:
         """Write `reports/<name>.json` and `.md`."""
         write_text(self.path / "reports" / f"{name}.json", report.to_json())
         write_text(self.path / "reports" / f"{name}.md", markdown)
+
+    @property
+    def built(self) -> str:
+        """When it was written, UTC, ISO 8601."""
+        return self.manifest.created or timestamp((self.path / MANIFEST_FILE).stat().st_mtime)
 
     def run(self) -> Path:
         """The training run that the bundle was built from."""

@@ -5,6 +5,7 @@ import datetime as dt
 __all__ = ["timestamp"]
 
 
-def timestamp() -> str:
-    """Now, UTC, ISO 8601."""
-    return dt.datetime.now(dt.UTC).replace(microsecond=0).isoformat()
+def timestamp(seconds: float | None = None) -> str:
+    """A time in seconds since the epoch, or now: UTC, ISO 8601."""
+    time = dt.datetime.now(dt.UTC) if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC)
+    return time.replace(microsecond=0).isoformat()

@@ -22,7 +22,8 @@ def contents_section(found: Findings) -> Section:
     members = [{"member": str(number), "SHA-256": one.sha256} for number, one in enumerate(manifest.members, 1)]
     gate = [{"graph": name, "verdict": entry.verdict, "why": entry.reason} for name, entry in manifest.gate.items()]
     data = {**manifest.data, **({"source": data_name(manifest.data["source"])} if "source" in manifest.data else {})}
-    facts = {"created": manifest.created, **manifest.versions, **data}
+    made = manifest.provenance.model_dump(exclude={"materials"}) if manifest.provenance else {}
+    facts = {"built": found.bundle.built, **manifest.versions, **made, **data}
     # The first title has the path of the bundle in it, which is nobody else's business.
     (_, fold), *rest = summary_tables(summary)
     tables = [("the fold", fold), *rest]

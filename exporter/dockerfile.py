@@ -1,11 +1,9 @@
 """A Docker build context for `emoexport predict` with one engine of a bundle: its runtime, and no PyTorch."""
 
-import importlib.metadata
-import importlib.util
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from emoexport.bundle import MANIFEST_FILE, Manifest
@@ -13,6 +11,7 @@ from emoexport.engines import BACKENDS
 from emoexport.engines.passport import passport_of
 from emoexport.files import new_directory, write_text
 from emoexport.packaging import RECORD, Packed, Target, render, write_record
+from emoexport.requirements import name_of, needed_by, own_files, version_here
 
 __all__ = ["DOCKER", "requirements_for", "write_context"]
 
@@ -30,8 +29,6 @@ DOCKER = Target(
     refused={"inductor": "it needs PyTorch, and an image is for the runtime alone."},
 )
 
-_PACKAGES = ("emoexport", "emoexport.engines", "emoexport.train", "emoexport.calib")
-
 _COMMON = ("numpy", "pillow", "psutil", "pydantic", "rich", "scipy", "typer")
 """What `emoexport predict` imports, beside a runtime."""
 
@@ -46,9 +43,6 @@ _RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
 }
 """By backend, what pip installs for it."""
-
-_SAME = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-gpu": "onnxruntime"}
-"""Packages of one version in two builds: either tells the version, and what both need."""
 
 
 def write_context(packed: Packed, out: Path) -> None:
@@ -86,10 +80,10 @@ def requirements_for(packed: Packed) -> list[str]:
     passport = packed.passport
     known = dict(passport.versions) if passport else {}
     known |= {"tensorrt-rtx-cu13": known["tensorrt-rtx"]} if "tensorrt-rtx" in known else {}
-    named = {_name_of(each): each for each in (*_COMMON, *runtime)}
-    found = {name: _pinned(line, known.get(name) or _version_here(name)) for name, line in named.items()}
-    for name in _needed_by(named):
-        found.setdefault(name, _pinned(name, _version_here(name)))
+    named = {name_of(each): each for each in (*_COMMON, *runtime)}
+    found = {name: _pinned(line, known.get(name) or version_here(name)) for name, line in named.items()}
+    for name in needed_by(named):
+        found.setdefault(name, _pinned(name, version_here(name)))
     return [found[name] for name in sorted(found)]
 
 
@@ -97,54 +91,11 @@ def _pinned(requirement: str, version: str | None) -> str:
     return requirement if version is None else f"{re.split('[<>=]', requirement)[0]}=={version}"
 
 
-def _name_of(requirement: str) -> str:
-    """The name of a package, as pip has it."""
-    found = re.match(r"[A-Za-z0-9._-]+", requirement)
-    assert found is not None
-    return re.sub(r"[-_.]+", "-", found[0]).lower()
-
-
-def _distribution(name: str) -> importlib.metadata.Distribution | None:
-    """A package that is installed here, or its other build."""
-    for each in (name, _SAME.get(name)):
-        if each is not None:
-            try:
-                return importlib.metadata.distribution(each)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return None
-
-
-def _version_here(name: str) -> str | None:
-    """Its public version: what stands behind a `+` is of one build."""
-    found = _distribution(name)
-    return found.version.partition("+")[0] if found else None
-
-
-def _needed_by(names: Iterable[str]) -> Iterator[str]:
-    """Packages that are needed by others, and so on, as far as they are installed here; without any extras."""
-    seen, waiting = set(names), list(names)
-    while waiting:
-        found = _distribution(waiting.pop())
-        for requirement in (found.requires or ()) if found else ():
-            name = _name_of(requirement)
-            if "extra ==" in requirement or name in seen or _distribution(name) is None:
-                continue
-            seen.add(name)
-            waiting.append(name)
-            yield name
-
-
 def _copy_code(target: Path) -> None:
     """The package as it is here: what has run the engine runs it there."""
-    for package in _PACKAGES:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None
-        assert spec.submodule_search_locations is not None
-        folder = target.joinpath(*package.split(".")[1:])
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in Path(spec.submodule_search_locations[0]).glob("*.py"):
-            shutil.copyfile(file, folder / file.name)
+    for name, file in own_files().items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / name)
 
 
 def _copy_bundle(packed: Packed, target: Path) -> None:

@@ -21,7 +21,6 @@ from emoexport.calibration import (
     faces_to_calibrate_on,
     read_calibration,
 )
-from emoexport.clock import timestamp
 from emoexport.compiled import compile_fold, require_compiler
 from emoexport.decision import Decision
 from emoexport.engines.machine import versions_of
@@ -34,6 +33,7 @@ from emoexport.half import Kept
 from emoexport.layout import export_in_layout
 from emoexport.passes import Choice
 from emoexport.precision import PRECISIONS, Precision, precisions_named
+from emoexport.provenance import record_provenance
 from emoexport.quantize import feeds_of
 from emoexport.rewrites import prepare_members
 from emoexport.run_faces import validation_faces
@@ -139,8 +139,9 @@ def build(
                 for file in directory.glob(f"{graph_files.pop(name).name}*"):
                     file.unlink()
         write_text(directory / "labels.txt", "".join(f"{label}\n" for label in model.labels))
+        versions = versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+        read = [run / "run.json", run / "decision.json", *(file for file in (calibration.file, tuning) if file)]
         manifest = Manifest(
-            created=timestamp(),
             face_shape=shape,
             max_batch=max_batch,
             labels=model.labels,
@@ -160,7 +161,10 @@ def build(
             calibration=None if found is None else calibration_entry(found),
             tuning=None if tuned is None else TUNING_FILE,
             data=record.data.model_dump(mode="json"),
-            versions=versions_of("emoexport", "torch", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime"),
+            versions=versions,
+            provenance=record_provenance(
+                directory, run, members=described, data=record.data, packages=versions, materials=read
+            ),
             files={
                 file.relative_to(directory).as_posix(): FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size)
                 for file in sorted(directory.rglob("*"))

@@ -313,7 +313,7 @@ def _curves(training: Training) -> Drawing:
 
 
 def _foot(found: Findings) -> list[str]:
-    lines = [f"Bundle of {found.bundle.manifest.created}."]
+    lines = [f"Bundle of {found.bundle.built}."]
     for name, report in (("Verified", found.parity), ("Timed", found.speed)):
         if not isinstance(report, Missing):
             lines.append(f"{name} {report.created}. {machine_line(report.machine)}")

@@ -122,7 +122,7 @@ def summarize(bundle: Bundle) -> BundleSummary:
     return BundleSummary(
         bundle=str(bundle.path),
         digest=manifest.digest,
-        created=manifest.created,
+        created=bundle.built,
         face_shape=manifest.face_shape,
         max_batch=manifest.max_batch,
         labels=manifest.labels,
