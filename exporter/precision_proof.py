@@ -23,6 +23,7 @@ def prove(
 ) -> Judgement:
     """Hold what was executed against what was asked for.
 
+    A graph that has nothing in the type of its precision is another one under its name, and fails.
     Nothing may be computed in fewer bits than asked for, nor in fewer than 32 in a type that the graph has not. And
     what was asked for must be there: by number of multiplications at least half the share that the graph has of them,
     or, where a runtime names no operators, the least share of time of the precision's row. Runtimes that open graphs
@@ -36,6 +37,10 @@ def prove(
         backend: of the engine.
         named: whether the user asked for this precision.
     """
+    if in_graph and not in_graph.get(row.number):
+        told = ", ".join(f"{number} {count}" for number, count in in_graph.items())
+        said = f"the graph of {row.title} multiplies nothing in {row.number} ({told}), so it is another one"
+        return Judgement(verdict="failed", reasons=(said,))
     shares = _shares(executed.multiplications) or executed.time_share
     if not shares:
         return Judgement(verdict="certified", reasons=(f"{backend.title} does not tell in which types it multiplies",))

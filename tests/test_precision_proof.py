@@ -38,6 +38,8 @@ def counted(**numbers: int) -> Executed:
         ("int8", Executed(time_share={"int8": 0.2, "fp32": 0.8}), {"int8": 104}, GPU, False, "failed"),
         ("int8", counted(int8=38, bf16=66), {"int8": 38, "fp32": 66}, CPU, False, "failed"),
         ("fp16", counted(fp32=104), {"fp16": 104}, BACKENDS["onnxruntime-cuda"], False, "not judged"),
+        ("fp16", counted(fp32=104), {"fp32": 104}, CPU, False, "failed"),
+        ("fp16", Executed(), {"fp32": 104}, GPU, False, "failed"),
     ],
 )
 def test_proofs(precision, executed, in_graph, backend, named, verdict):
