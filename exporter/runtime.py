@@ -16,7 +16,7 @@ from emoexport.engines import BACKENDS, Backend, require_known, require_known_de
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.machine import describe_processor
-from emoexport.errors import BadBundle, BadInput, EmoexportError, MissingRuntime, UsageError
+from emoexport.errors import BadBundle, BadInput, CheckFailed, EmoexportError, MissingRuntime, UsageError
 from emoexport.opening import (
     can_open,
     certificate_here,
@@ -164,9 +164,16 @@ class Session:
 
         Raises:
             BadInput: if the type or the shape is another, or the session is closed.
+            CheckFailed: if the engine answers with anything but numbers, as one of 16 bits does after an overflow.
         """
         with self._lock:
-            return self._opened_for(faces).run_all(faces, batch_size=self.batch)
+            outcome = self._opened_for(faces).run_all(faces, batch_size=self.batch)
+        if lost := int((~np.isfinite(outcome.probabilities)).any(axis=1).sum()):
+            raise CheckFailed(
+                f"{self.engine} answered {lost} of {len(faces)} faces with what is no number.",
+                hint=f"emoexport verify {self.path}, or --precision fp32",
+            )
+        return outcome
 
     def scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What every member says of every view, `batch` faces in a call of the runtime: the votes behind `run`.

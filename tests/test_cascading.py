@@ -23,6 +23,7 @@ from emoexport.cascade_stages import Calls, choose_stages, milliseconds_a_face, 
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadBundle, BadInput, UsageError
+from emoexport.metamorphic import check_relations
 from emoexport.opening import open_cascade, open_engines
 from emoexport.pass_engine import CascadeEngine, numbered
 from emoexport.pass_graph import NumberedShow
@@ -131,6 +132,13 @@ def test_a_cascade_on_an_engine_decides_as_on_its_cube(opened, faces, rule, thre
     if threshold is None:
         assert set(found.passes) == {32}
     assert engine.name == f"cascade-{rule}-onnxruntime-fp32"
+
+
+def test_rows_of_a_cascade_are_independent_though_faces_leave_it_at_different_stages(opened, faces):
+    engine = CascadeEngine(opened[0].members, cascade_of("agreement", threshold=0.1), face_shape=opened[0].face_shape)
+    checks = check_relations(engine, faces[0], (1, 2, 7, 16), allowed=1e-6, symmetric=False)
+    assert [check for check in checks if not check.holds] == []
+    assert sum(count > 0 for count in engine.left) > 1
 
 
 def test_a_cascade_is_shared_by_threads_and_refuses_what_engines_do(opened, faces):

@@ -25,7 +25,7 @@ from emoexport.engines.certificate import Certificate
 from emoexport.engines.machine import describe_processor
 from emoexport.engines.passport import Passport
 from emoexport.engines.timing import Latency, Ratio
-from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
+from emoexport.errors import BadBundle, BadInput, CheckFailed, MissingRuntime, UsageError
 from emoexport.files import new_file
 from emoexport.images import decode_face, to_face
 from emoexport.labels import EMOTIONS
@@ -631,14 +631,29 @@ def test_a_session_is_shared_by_threads_and_closed(bundle, faces):
     assert found == [True] * 20
     for bad, said in (
         (images[:0], "found 0 faces"),
-        (images.astype(np.float32), "found float32"),
+        (np.full(images.shape, np.nan, dtype=np.float32), "found float32"),
         (images[0], "shape"),
+        (images[:, :31], "shape"),
     ):
         with pytest.raises(BadInput, match=said):
             session.run(bad)
     session.close()
     with pytest.raises(BadInput, match="the session is closed"):
         session.run(images)
+
+
+def test_what_is_no_number_is_no_answer(bundle, faces, monkeypatch):
+    session = runtime.load(bundle.path, engine="onnxruntime", precision="fp32", batch=8)
+    honest = session._engine._run
+
+    def overflown(some):
+        found = honest(some)
+        found.probabilities[0, 3] = np.inf if len(some) == 8 else np.nan
+        return found
+
+    monkeypatch.setattr(session._engine, "_run", overflown)
+    with pytest.raises(CheckFailed, match="onnxruntime-fp32 answered 3 of 20 faces with what is no number"):
+        session.run(faces[0][:20])
 
 
 def test_a_bundle_is_used_where_torch_is_not_installed(bundle, folder, tmp_path):
