@@ -14,6 +14,7 @@ Range = tuple[float, float]
 class Calibration(Record):
     """`calibration.json`."""
 
+    written_by = "emoexport build --int8"
     schema_version: Literal[2] = 2
     method: str
     """Of `thresholds.METHODS`."""

@@ -50,6 +50,7 @@ class Trial(Record):
 class Tuning(SealedRecord):
     """`tuning.json`."""
 
+    written_by = "emoexport tune"
     schema_version: Literal[1] = 1
     created: str
     """UTC, ISO 8601."""

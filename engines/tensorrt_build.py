@@ -73,7 +73,8 @@ class BuilderSettings:
         if not 1 <= self.min_batch <= min(self.opt_batch, default=0) <= max(self.opt_batch) <= self.max_batch:
             raise UsageError(
                 f"found --min-batch {self.min_batch}, --opt-batch {', '.join(map(str, self.opt_batch))}, "
-                f"--max-batch {self.max_batch}; needed is 1 <= min <= opt <= max."
+                f"--max-batch {self.max_batch}; needed is 1 <= min <= opt <= max.",
+                hint="name all three, or leave them out",
             )
         if self.hardware_compatible is not None and self.hardware_compatible not in _HARDWARE:
             raise UsageError(

@@ -4,11 +4,11 @@ import difflib
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emoexport.errors import BadInput, UsageError
+from emoexport.errors import BadInput, UsageError, reason_of
 
 __all__ = ["Record", "SealedRecord", "read_toml"]
 
@@ -17,6 +17,8 @@ class Record(BaseModel):
     """A frozen record with checked fields; the base of configurations and of everything kept as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    written_by: ClassVar[str] = ""
+    """The command that writes such a file: what comes next where one cannot be read."""
 
     @classmethod
     def parse(cls, data: Any, *, source: str, error: type[BadInput | UsageError] = BadInput) -> Self:
@@ -45,11 +47,11 @@ class Record(BaseModel):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
-            raise error(f"{path} cannot be read as text: {err}.") from err
+            raise error(f"{path} cannot be read as text: {reason_of(err)}.", hint=cls.written_by) from err
         try:
             return cls.model_validate_json(text)
         except ValidationError as err:
-            raise error(f"{path}: {_first_problem(err, cls)}") from err
+            raise error(f"{path}: {_first_problem(err, cls)}", hint=cls.written_by) from err
 
     def to_json(self) -> str:
         """The record as indented JSON text."""
@@ -86,7 +88,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-        raise UsageError(f"{path} cannot be read as TOML: {err}.") from err
+        hint = "--preset names one of ours; train/presets has them as examples"
+        raise UsageError(f"{path} cannot be read as TOML: {reason_of(err)}.", hint=hint) from err
 
 
 def _first_problem(err: ValidationError, cls: type[BaseModel]) -> str:

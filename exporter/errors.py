@@ -28,6 +28,7 @@ __all__ = [
     "MissingRuntime",
     "UsageError",
     "WrongMachine",
+    "reason_of",
 ]
 
 
@@ -81,3 +82,8 @@ class BadCheckpoint(BadInput):
 
 class BadBundle(BadInput):
     """A bundle is incomplete, was changed after it was written, or is of another schema."""
+
+
+def reason_of(err: Exception) -> str:
+    """What an error of another library says, without the number and the path of those of the system."""
+    return (isinstance(err, OSError) and err.strerror) or str(err)

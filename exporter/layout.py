@@ -17,12 +17,22 @@ from emoexport.member_graph import MemberGraph
 from emoexport.onnx_graph import export_fold
 from emoexport.stacked import Stacked, one_architecture
 
-__all__ = ["export_in_layout"]
+__all__ = ["export_in_layout", "require_layout"]
 
 _AUTO = "auto"
 
 _SECONDS = 20.0
 """How long the layouts are timed, all calls together."""
+
+
+def require_layout(layout: str) -> None:
+    """Refuse what is no layout.
+
+    Raises:
+        UsageError: naming those there are.
+    """
+    if layout not in {*LAYOUTS, _AUTO}:
+        raise UsageError(f"'{layout}' is no layout; known are {', '.join(LAYOUTS)} and {_AUTO}.")
 
 
 def export_in_layout(
@@ -53,8 +63,7 @@ def export_in_layout(
         UsageError: if there is no such layout, or the members cannot stand in it.
         MissingRuntime: if the layouts are to be timed and no runtime is installed.
     """
-    if layout not in {*LAYOUTS, _AUTO}:
-        raise UsageError(f"'{layout}' is no layout; known are {', '.join(LAYOUTS)} and {_AUTO}.")
+    require_layout(layout)
     export = functools.partial(export_fold, face_shape=face_shape, max_batch=max_batch)
     if layout == _AUTO and not one_architecture(members):
         export(fold(LAYOUTS["branches"](members)), path)

@@ -186,7 +186,9 @@ def choose_engine(bundle: Bundle, target: Target, *, engine: str | None = None, 
 
 
 def _how_to_get(bundle: Bundle, backend: str, precision: str | None) -> str:
-    """The command that gives a bundle an engine."""
+    """The command that gives a bundle an engine, or what to ask for instead."""
+    if precision is not None and precision not in BACKENDS[backend].precisions:
+        return f"--precision {BACKENDS[backend].precisions[0]}, or another --engine"
     if BACKENDS[backend].built_from == "graph":
         flag = f" --{precision}" if precision else ""
         return f"emoexport build {bundle.path} --engine {backend}{flag}"

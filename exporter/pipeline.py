@@ -30,7 +30,7 @@ from emoexport.files import new_directory, sha256_of, write_text
 from emoexport.fold import Fold
 from emoexport.gate import GATE_FACES, judge_graphs
 from emoexport.half import Kept
-from emoexport.layout import export_in_layout
+from emoexport.layout import export_in_layout, require_layout
 from emoexport.passes import Choice
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.provenance import record_provenance
@@ -83,7 +83,7 @@ def build(
         MissingRuntime: if the fold is to be compiled and there is no C++ compiler.
     """
     rows = precisions_named(list(precisions))
-    _check_wishes(calibration, compiled=compiled)
+    _check_wishes(calibration, layout, compiled=compiled)
     if choice.passes and layout != "branches":
         raise UsageError(f"single passes stand in the layout branches; found --layout {layout}.", hint="leave it out")
     tuned = None if tuning is None else _tuning_for(rows, tuning)
@@ -175,8 +175,9 @@ def build(
     return Bundle(path=out, manifest=manifest)
 
 
-def _check_wishes(calibration: Wish, *, compiled: bool) -> None:
+def _check_wishes(calibration: Wish, layout: str, *, compiled: bool) -> None:
     """Before anything slow is done."""
+    require_layout(layout)
     calibration.check()
     if compiled:
         require_compiler()

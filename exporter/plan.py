@@ -68,6 +68,7 @@ class Timing(Record):
 class Plan(SealedRecord):
     """`plan.json`."""
 
+    written_by = "emoexport plan"
     schema_version: Literal[1] = 1
     created: str
     bundle_digest: str

@@ -110,7 +110,7 @@ def load(
     opened = Bundle.open(Path(bundle))
     most = MOST_FACES if cascade else opened.manifest.max_batch
     if batch is not None and not 1 <= batch <= most:
-        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.")
+        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.", hint=f"a batch of {most}")
     limits = {"threads": threads, "cache": Path(cache) if cache else None}
     if cascade is not None:
         return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.errors import BadData
+from emoexport.errors import BadData, reason_of
 from emoexport.files import new_file
 from emoexport.outcome import Outcome
 from emoexport.parity import ParityReport, VerifyFacts, conclude
@@ -79,7 +79,7 @@ class SavedAnswers:
         except BadData:
             raise
         except Exception as err:  # zipfile, zlib and numpy raise no common class for what is damaged
-            raise BadData(f"{path} holds no answers that verify has saved: {err}.", hint=hint) from err
+            raise BadData(f"{path} holds no answers that verify has saved: {reason_of(err)}.", hint=hint) from err
         return found
 
     def _require_whole(self, path: Path) -> None:

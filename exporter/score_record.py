@@ -57,9 +57,15 @@ def read_record(out: Storage) -> ScoreRecord | None:
     """The record of what was begun there; None if nothing was.
 
     Raises:
+        UsageError: if other files are there.
         BadInput: if it is no such record.
     """
     if out.kind_of(RECORD_FILE) != "file":
+        if any(out.files()):
+            raise UsageError(
+                f"{out.root} holds other files (there is no {RECORD_FILE} in it).",
+                hint="name an empty or a new folder",
+            )
         return None
     try:
         return ScoreRecord.model_validate_json(out.read(RECORD_FILE))
@@ -76,14 +82,9 @@ def begin(out: Storage, asked: ScoreRecord, *, force: bool) -> None:
         force: remove what is of another scoring.
 
     Raises:
-        UsageError: if something else was begun there, or other files are there.
+        UsageError: as `read_record`, and if something else was begun there.
     """
     found = read_record(out)
-    names = [one.path for one in out.files()]
-    if found is None and names:
-        raise UsageError(
-            f"{out.root} holds other files (there is no {RECORD_FILE} in it).", hint="name an empty or a new folder"
-        )
     other = found and next(
         (text for field, text in _MUST_AGREE.items() if getattr(found, field) != getattr(asked, field)), None
     )
@@ -92,7 +93,9 @@ def begin(out: Storage, asked: ScoreRecord, *, force: bool) -> None:
             raise UsageError(
                 f"{out.root} has scores of {other}: {_was(found)}.", hint="--force removes them; or name another --out"
             )
-        for name in sorted(names, key=lambda name: name == RECORD_FILE):  # while it is there, this is still ours
+        for name in sorted(
+            (one.path for one in out.files()), key=lambda name: name == RECORD_FILE
+        ):  # while it is there, this is still ours
             if name in (RECORD_FILE, SUMMARY_FILE) or name.startswith("part-"):
                 out.remove(name)
     out.sweep()

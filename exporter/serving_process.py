@@ -8,7 +8,7 @@ from types import FrameType
 
 import uvicorn
 
-from emoexport.errors import UsageError
+from emoexport.errors import UsageError, reason_of
 from emoexport.serving import Service
 
 __all__ = ["listen", "serve_until_told"]
@@ -28,8 +28,12 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as err:
-        why = getattr(err, "strerror", None) or str(err)
-        raise UsageError(f"{host}:{port} cannot be opened: {why}.", hint="--port 0 takes any that is free") from err
+        hint = (
+            "--host names an address of this machine"
+            if isinstance(err, socket.gaierror)
+            else "--port 0 takes a free one"
+        )
+        raise UsageError(f"{host}:{port} cannot be opened: {reason_of(err)}.", hint=hint) from err
 
 
 def serve_until_told(

@@ -189,7 +189,10 @@ def _require_columns(name: str, schema: pa.Schema, columns: Columns, first: pa.S
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
-        raise BadData(f"{name}: the column '{columns.image}' has {kind}; needed are the bytes of encoded pictures.")
+        raise BadData(
+            f"{name}: the column '{columns.image}' has {kind}; needed are the bytes of encoded pictures.",
+            hint="--column names another",
+        )
     for column in columns.keep:
         if schema.field(column).type != first.field(column).type:
             found = f"{schema.field(column).type} here and {first.field(column).type} in the first file"

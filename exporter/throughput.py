@@ -80,6 +80,7 @@ class EngineSpeed(Record):
 class SpeedReport(Record):
     """`reports/bench.json`."""
 
+    written_by = "emoexport bench"
     schema_version: Literal[1] = 1
     created: str
     bundle_digest: str

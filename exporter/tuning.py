@@ -93,6 +93,8 @@ def tune(
     allowed = row.tolerance.max_drop if max_drop is None else max_drop
     fp32, calibration = bundle.graph("fp32"), _calibration_of(bundle, precision)
     refuse_foreign(out, marker=_LOG)
+    named = engine or (None if force else TrialLog.engine_of(out / _LOG))
+    takers = _takers(precision, named)
     validation = validation_faces(*run_of(bundle, run), data)
     chosen = validation.take(np.random.default_rng(0).permutation(len(validation))[::-1][:faces])
     _require_enough(len(chosen), len(validation), allowed)
@@ -112,7 +114,7 @@ def tune(
     (out / _LOG).touch()  # what makes the directory ours, before anything else is in it
     for left_over in out.glob(f"{SCRATCH}*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    backend = _target(shop, engine or (None if force else TrialLog.engine_of(out / _LOG)))
+    backend = takers[0] if named else _fastest(shop)
     log = TrialLog(out / _LOG, shop.setting(backend), force=force)
     if log.trials:
         console.print(f"going on after {len(log.trials)} trials, which are kept in {log.path}", highlight=False)
@@ -187,19 +189,24 @@ def _require_enough(faces: int, there: int, allowed: float) -> None:
         )
 
 
-def _target(shop: Workshop, name: str | None) -> Backend:
-    """The backend that is named, or the fastest here of those that take the precision."""
+def _takers(precision: str, name: str | None) -> list[Backend]:
+    """The backends that may be tuned for: the one that is named, or all that take the precision."""
     if name is not None:
         found = backends_named([name])[0]
-        if not found.takes(shop.precision):
-            raise UsageError(f"{found.title} takes no {shop.precision} graph; it takes {', '.join(found.precisions)}.")
-        return found
-    takers = [row for row in BACKENDS.values() if row.takes(shop.precision)]
+        if not found.takes(precision):
+            raise UsageError(f"{found.title} takes no {precision} graph; it takes {', '.join(found.precisions)}.")
+        return [found]
+    takers = [row for row in BACKENDS.values() if row.takes(precision)]
     if not any(row.is_usable() for row in takers):
         raise MissingRuntime(
-            f"no engine here runs {shop.precision} graphs.",
+            f"no engine here runs {precision} graphs.",
             hint=f"pip install {takers[0].requirement}" if takers else "--precision with another one",
         )
+    return takers
+
+
+def _fastest(shop: Workshop) -> Backend:
+    """Of those that take the precision, here."""
     with shop.folder() as folder:
         graph = shop.convert(folder, shop.precision, ())
         best = fastest(lambda backend, _: shop.open(backend, shop.precision, graph), [shop.precision], shop.some)

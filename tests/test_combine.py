@@ -189,9 +189,9 @@ def test_other_data_is_refused(runs, tmp_path, quiet):
 
 
 def test_requests_that_make_no_sense_are_refused(runs, tmp_path):
-    with pytest.raises(UsageError, match="1 different runs are named, of 1"):
+    with pytest.raises(UsageError, match="found 1 different of 1 runs"):
         runs_to_combine(runs[:1], tmp_path / "out")
-    with pytest.raises(UsageError, match="1 different runs are named, of 2"):
+    with pytest.raises(UsageError, match="found 1 different of 2 runs"):
         runs_to_combine([runs[0], runs[0]], tmp_path / "out")
     with pytest.raises(UsageError, match="is one of the runs"):
         runs_to_combine(runs, runs[0], force=True)

@@ -416,46 +416,6 @@ def test_clean_rows_stand_beside_all_rows(run, faces, tmp_path, quiet):
     assert len(evaluation_plots(report)) == 4
 
 
-MISTAKES = [
-    ("--model-path no/such/model", 4, "error: there is no model at no/such/model"),
-    ("--model-path {foreign}", 4, "error: {foreign} is no training run: there is no run.json in it"),
-    ("--model-path {foreign}/lonely.safetensors", 4, "error: there is no lonely.json beside {foreign}"),
-    ("--model-path {run} --model-path {run}/members/1.json", 4, "error: {run}/members/1.json and"),
-    ("--model-path {run} --model-path {large}/large.json", 4, "error: members do not fit together: {run}/members/1"),
-    ("--model-path {run} --split holdout", 2, "error: synthetic:1400 has no split 'holdout'"),
-    ("--model-path {run} --data {furious}", 4, "error: {furious}/test/furious/1.png: 'furious' is no label"),
-    ("--model-path {run} --data no/such/data", 4, "error: there is no data at no/such/data"),
-    ("--model-path {run} --out {run}/run.json", 2, "error: {run}/run.json is a file"),
-    ("--model-path {stray}/resnet.json", 2, "error: {stray}/resnet.json is in no training run"),
-    ("--model-path {run} --against no/such/model", 4, "error: there is no model at no/such/model"),
-    ("--model-path {run} --post-process --against {stray}/resnet.json", 2, "error: post-processing needs rules"),
-    ("--model-path {stray}/resnet.json --post-process", 2, "error: post-processing needs rules"),
-    ("", 2, "error: nothing is named, and there is no runs/*/run.json"),
-]
-
-
-@pytest.fixture
-def places(run, stray, faces, tmp_path) -> dict[str, Path]:
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign/lonely.safetensors").write_bytes(b"x")
-    large = ModelConfig(backbone="resnet10t", **{**TINY, "image_size": 48})
-    save_member(tmp_path / "large", "large", ConvNeXtEmoteNet(large), model=large, epoch=1, accuracy=0.1)
-    (tmp_path / "furious/test/furious").mkdir(parents=True)
-    Image.fromarray(faces[0][0, ..., 0]).save(tmp_path / "furious/test/furious/1.png")
-    return {"run": run, "stray": stray, **{name: tmp_path / name for name in ("foreign", "large", "furious")}}
-
-
-@pytest.mark.parametrize(("typed", "code", "told"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_mistakes_get_a_sentence(typed, code, told, call, places, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    found, _, err = call("evaluate", *typed.format(**places).split())
-    assert found == code, err
-    assert err.startswith(told.format(**places)), err
-    assert len(err.strip().splitlines()) <= 2
-    assert not list(tmp_path.rglob("evaluation.json"))
-
-
 def test_help_and_map_name_the_command(call):
     assert "Example: emoexport evaluate" in call("evaluate", "--help")[1]
     assert "emoexport evaluate" in call()[1]

@@ -340,37 +340,6 @@ def test_where_nothing_is_certified_it_is_said(copy):
     assert failed.standing == "Not certified: onnxruntime-fp16 (failed): it answers otherwise."
 
 
-MISTAKES = [
-    ("--triton {out} --engine inductor", 2, "Triton does not run AOTInductor: "),
-    ("--docker {out} --engine inductor", 2, "Docker does not run AOTInductor: "),
-    ("--triton {out} --engine tensorrt-rtx", 2, "Triton does not run TensorRT-RTX: "),
-    ("--triton {out} --engine tpu", 2, "'tpu' is no engine"),
-    ("--triton {out} --precision bf17", 2, "'bf17' is no precision"),
-    ("--triton {out} --engine tensorrt", 4, "{bundle} has no engine or graph for tensorrt, which takes fp32, "),
-    ("--triton {out} --engine onnxruntime --precision bf16", 4, "{bundle} has no bf16 engine or graph for onnxruntime"),
-    ("--triton {out} --engine onnxruntime-tensorrt --precision int8-fp16", 2, "Triton allows ONNX Runtime with Tensor"),
-    ("--triton {out} --max-batch 65", 2, "found --max-batch 65; onnxruntime-fp32 takes up to 64 faces."),
-    ("--triton {out} --name a/b", 2, "'a/b' is no name for a model"),
-    ("--triton {full}", 2, "{full} holds other files"),
-    ("--docker {full}", 2, "{full} holds other files"),
-    ("--docker {out} --instances 2", 2, "--instances is of Triton, and found is --docker."),
-    ("--docker {out} --triton {out}", 2, "found --triton and --docker; needed is one of them."),
-    ("", 2, "found neither --triton nor --docker; needed is one of them."),
-]
-
-
-@pytest.mark.parametrize(("typed", "code", "said"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_mistakes_get_a_sentence_and_leave_nothing(typed, code, said, call, bundle, tmp_path):
-    places = {"out": tmp_path / "out", "full": tmp_path / "full", "bundle": bundle.path}
-    places["full"].mkdir()
-    (places["full"] / "thesis.txt").write_text("years of work")
-    found, _, err = call("package", bundle.path, *typed.format(**places).split())
-    assert found == code, err
-    assert err.startswith(f"error: {said.format(**places)}"), err
-    assert "next: " in err or "known are" in err
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "thesis.txt"]
-
-
 # The client.
 
 

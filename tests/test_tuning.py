@@ -213,23 +213,6 @@ def test_build_leaves_out_what_was_chosen(tuned, bundle, run_dir, tmp_path, quie
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "said"),
-    [
-        (("--precision", "fp16"), 2, "'fp16' cannot be tuned; needed is a precision of 8 bits: int8, int8-fp16, fp8"),
-        (("--faces", 70, "--max-drop", 1), 2, "70 of 210 validation faces cannot show that at most 1 points"),
-        (("--max-drop", 10, "--engine", "inductor"), 2, "AOTInductor takes no int8 graph"),
-        (("--max-drop", 10, "--precision", "fp8"), 3, "no engine here runs fp8 graphs"),
-        (("--max-drop", 10, "--data", "synthetic:700"), 4, "those that the members were validated on have"),
-        (("--max-drop", 10, "--engine", "tpu"), 2, "'tpu' is no engine"),
-    ],
-)
-def test_what_cannot_be_tuned(options, code, said, bundle, call, tmp_path):
-    found, _, error = call("tune", bundle.path, *options, "-o", tmp_path / "x")
-    assert (found, said in error) == (code, True), error
-    assert not (tmp_path / "x" / "tuning.json").exists()
-
-
 @pytest.mark.slow
 def test_a_bundle_without_ranges_cannot_be_tuned(run_dir, tmp_path, quiet, call):
     build(run_dir, tmp_path / "b", console=quiet)

@@ -52,7 +52,7 @@ def runs_to_combine(runs: Sequence[Path], out: Path, *, least: int = 2, force: b
     places = [run.resolve() for run in runs]
     if len(set(places)) < max(least, len(places)):
         raise UsageError(
-            f"{len(set(places))} different runs are named, of {len(places)}; needed are {least} or more, each once.",
+            f"found {len(set(places))} different of {len(places)} runs; needed are {least} or more, each once.",
             hint="emoexport combine runs/a runs/b -o runs/ab",
         )
     if out.resolve() in places:
