@@ -8,10 +8,10 @@ import pytest
 
 from emoexport import benchmark, certification, opening, pipeline
 from emoexport import compiled as compiling
-from emoexport.bundle import Bundle, FileEntry, PackageEntry
+from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry, PackageEntry
 from emoexport.engines.machine import instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
-from emoexport.files import sha256_of
+from emoexport.files import sha256_of, write_text
 from emoexport.summary import summarize
 from emoexport.verdict import Limits
 
@@ -38,8 +38,9 @@ def with_package(bundle: Bundle, folder: Path, **changes: object) -> Bundle:
             "files": {**bundle.manifest.files, **files},
             "engines": {"inductor-fp32": entry},
         }
-    )
-    return Bundle(path=folder, manifest=manifest.sealed())
+    ).sealed()
+    write_text(folder / MANIFEST_FILE, manifest.to_json())
+    return Bundle(path=folder, manifest=manifest)
 
 
 @pytest.mark.parametrize(
