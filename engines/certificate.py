@@ -5,7 +5,7 @@ It needs nothing but the standard library to be read, so that whatever loads an 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from emoexport.engines.passport import PASSPORT, Passport, passport_of
 from emoexport.errors import BadBundle
@@ -42,6 +42,11 @@ class Certificate:
     disagreement_bound_pct: float
     multiplies_in: dict[str, float]
     """By type of number, what part of the time of the multiplications; empty where the runtime does not tell."""
+
+    @property
+    def shown_on(self) -> str:
+        """How many faces of what, for a sentence; of a path the last part."""
+        return f"{self.faces:,} faces of {PurePath(self.data).name} ({self.split})"
 
     def stale_because(self, engine_sha256: str, machine: Mapping[str, str]) -> str:
         """Why it says nothing of an engine on a machine; empty if it does."""

@@ -1,5 +1,6 @@
 """The command line. It loads torch, onnx and runtimes only inside the commands that need them."""
 
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from emoexport.cli_serve import serve
 from emoexport.cli_training import combine, evaluate, train
 from emoexport.cli_tune import tune
 from emoexport.cli_verify import verify
-from emoexport.errors import EmoexportError
+from emoexport.errors import EmoexportError, MissingRuntime
 
 __all__ = ["app", "main"]
 
@@ -66,6 +67,14 @@ class _Commands(typer.core.TyperGroup):
         except OSError as err:
             errors.print(f"error: {err.filename or 'a file or standard output'}: {err.strerror or err}", style="red")
             raise typer.Exit(4) from err
+        except ImportError as err:
+            if not err.name or err.name.partition(".")[0] == "emoexport":
+                raise
+            errors.print(
+                f"error: {err.name.partition('.')[0]} is not installed here, and this command needs it.", style="red"
+            )
+            errors.print("next: pip install emoexport, with all that it needs; or emoexport doctor")
+            raise typer.Exit(MissingRuntime.exit_code) from err
         except KeyboardInterrupt as err:
             errors.print("stopped; nothing was left half-written.")
             raise typer.Exit(130) from err
@@ -116,5 +125,10 @@ app.add_typer(data_commands, name="data")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; SIGTERM ends it as Ctrl-C does, with what was begun removed."""
+    signal.signal(signal.SIGTERM, _end)
     app()
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(143)

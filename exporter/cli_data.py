@@ -1,5 +1,6 @@
 """The commands that look at data and prepare it: `emoexport data ...`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +114,32 @@ def balance(
     train += f" --balance {count}" if settings.training.balance != count else ""
     train += f" --balanced-set {out}" if out != usual else ""
     console.print(f"balanced set: {out}\nnext: {train}", highlight=False, soft_wrap=True)
+
+
+@data_commands.command()
+def draw(
+    out: Annotated[Path, typer.Argument(help="A new directory, or one that this command wrote.")],
+    faces: Annotated[int, typer.Option(min=1, max=100_000, help="How many.")] = 14,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Height and width in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds draw other faces.")] = 0,
+) -> None:
+    """Draw faces as pictures to try commands on: of nobody, each with the emotion that it shows in its name.
+
+    Example: [bold]emoexport data draw photos/[/bold]
+    """
+    from PIL import Image  # noqa: PLC0415
+
+    from emoexport.files import new_directory, write_text  # noqa: PLC0415
+    from emoexport.labels import EMOTIONS  # noqa: PLC0415
+    from emoexport.train.synthetic import synthetic_faces  # noqa: PLC0415
+
+    console = console_of()
+    with new_directory(out, marker="drawn.txt") as folder:
+        write_text(folder / "drawn.txt", f"emoexport data draw, seed {seed}: faces of nobody\n")
+        for number, (face, label) in enumerate(zip(*synthetic_faces(faces, size=size, seed=seed), strict=True)):
+            Image.fromarray(face[..., 0]).save(folder / f"{number:05}-{EMOTIONS[label]}.png")
+    console.print(f"{out}: {faces:,} drawn faces", highlight=False, soft_wrap=True)
+    console.print(f"next: emoexport predict {shlex.quote(str(out))}", highlight=False, soft_wrap=True)
 
 
 def _table(record: Any) -> Any:

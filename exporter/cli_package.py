@@ -1,5 +1,6 @@
 """The command that packs an engine of a bundle for where it is to run."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,9 @@ def package(
     ] = None,
     engine: OneEngine = None,
     precision: OnePrecision = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a package with files that were changed or added, or another kind.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="Of the model; that of the bundle's directory if none.", rich_help_panel=_PANEL)
     ] = None,
@@ -48,15 +52,20 @@ def package(
     """
     if (triton is None) == (docker is None):
         found = "neither --triton nor --docker" if triton is None else "--triton and --docker"
-        raise UsageError(f"found {found}; needed is one of them.", hint="emoexport package build/x --triton triton/")
+        raise UsageError(
+            f"found {found}; needed is one of them.", hint=f"emoexport package {bundle or 'build/x'} --triton triton/"
+        )
     if docker is not None:
         _require_none_of_triton(context)
     opened = open_bundle(bundle)
     from emoexport.dockerfile import DOCKER  # noqa: PLC0415
-    from emoexport.packaging import choose_engine  # noqa: PLC0415
+    from emoexport.packaging import choose_engine, require_as_written  # noqa: PLC0415
     from emoexport.triton import TRITON, ServerSettings  # noqa: PLC0415
 
-    packed = choose_engine(opened, DOCKER if triton is None else TRITON, engine=engine, precision=precision)
+    target = DOCKER if triton is None else TRITON
+    if not force:
+        require_as_written((triton or docker or Path()), target)
+    packed = choose_engine(opened, target, engine=engine, precision=precision)
     if triton is not None:
         settings = ServerSettings(name=name, max_batch=max_batch, queue_delay_us=queue_delay, instances=instances)
         _for_triton(packed, triton, settings)
@@ -77,7 +86,7 @@ def _for_triton(packed: Any, out: Path, settings: Any) -> None:
 
     model = write_repository(packed, out, settings)
     written = f"{out}: {packed.name} as the model {model.name}, up to {model.max_batch} faces in a call"
-    _tell(packed, notes_for_triton(packed), written, f"cat {out / 'README.md'}")
+    _tell(packed, notes_for_triton(packed), written, f"cat {shlex.quote(str(out / 'README.md'))}")
 
 
 def _for_docker(packed: Any, out: Path) -> None:
@@ -85,7 +94,7 @@ def _for_docker(packed: Any, out: Path) -> None:
 
     write_context(packed, out)
     written = f"{out}: emoexport predict with {BACKENDS[packed.backend].title} alone, at {packed.precision}"
-    _tell(packed, [], written, f"docker build -t emotions {out}")
+    _tell(packed, [], written, f"docker build -t emotions {shlex.quote(str(out))}")
 
 
 def _tell(packed: Any, notes: list[str], written: str, following: str) -> None:

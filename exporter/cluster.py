@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ _OBJECT_STORE = 256 * 2**20
 """Bytes of a Ray of our own. Shards and tallies go through it, and no pictures."""
 _CORES_A_WORKER = 4
 """If nobody says how many workers there are to be."""
+_ANSWERS_WITHIN = 10.0
+"""Seconds in which a cluster takes a connection."""
 _RETRIES = 5
 """Of a shard whose workers die; then it is taken for the cause."""
 
@@ -97,8 +100,16 @@ def connect(address: str | None, cores: int = 0) -> Iterator[list[Mapping[str, f
         stack.enter_context(redirect_stdout(nowhere))  # there Ray tells of every worker that dies
         stack.callback(ray.shutdown)
         with _hushed(), _errors_of_start(address):
+            _require_answer(address)
             ray.init(address=address or "local", **quiet, **own)
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _require_answer(address: str | None) -> None:
+    """Before Ray, which waits for minutes: whether anything answers there at all."""
+    host, _, port = (address or "").rpartition("/")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN).close()
 
 
 def divide(

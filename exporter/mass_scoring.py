@@ -77,6 +77,8 @@ def score_all(wish: Wish, console: Console) -> ScoreSummary:
     plan = plan_shards(wish.data, size=wish.part, columns=wish.columns, taken=columns, out=wish.out)
     settings = _settings(wish, read_record(out), bundle.manifest.digest)
     with ExitStack() as stack:
+        if wish.address:
+            console.print(f"connecting to Ray at {wish.address} ...", highlight=False, soft_wrap=True)
         machines = stack.enter_context(connect(wish.address)) if wish.address else []
         opened = _look_on(machines, str(bundle.path.resolve()), settings)
         for text, style in ((f"{wish.bundle}, {opened.why}", ""), *((note, "yellow") for note in opened.notes)):

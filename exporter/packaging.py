@@ -23,10 +23,19 @@ from emoexport.opening import file_for, origin_of
 from emoexport.precision import PRECISIONS, precisions_named
 from emoexport.runtime import speeds_of
 
-__all__ = ["RECORD", "PackageRecord", "Packed", "Target", "choose_engine", "render", "write_record"]
+__all__ = [
+    "RECORD",
+    "PackageRecord",
+    "Packed",
+    "Target",
+    "choose_engine",
+    "render",
+    "require_as_written",
+    "write_record",
+]
 
 RECORD = "emoexport.json"
-"""In every package: what it was made of. A directory that has it may be replaced by another package."""
+"""In every package: what it was made of. A directory with it, and nothing else, may be replaced by another package."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +111,7 @@ class Packed:
             return f"Not certified: {self.name} ({found.verdict}){reasons}."
         where = ", the ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.machine.items())
         return (
-            f"{self.name} is certified on {found.faces:,} faces of {found.split}, in calls of "
+            f"{self.name} is certified on {found.shown_on}, in calls of "
             f"{', '.join(map(str, found.batches))}, with the {where}."
         )
 
@@ -206,6 +215,29 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def require_as_written(out: Path, target: Target) -> None:
+    """Before a package is replaced: nothing in it was made by somebody else.
+
+    Raises:
+        UsageError: if it is for something else, or a file in it was added or changed since it was written.
+        BadInput: if what it was made of cannot be read.
+    """
+    if not (out / RECORD).is_file():
+        return
+    record = PackageRecord.parse_json(out / RECORD)
+    hint = "--force replaces it; or name another output"
+    if record.package != target.title:
+        raise UsageError(f"{out} is a package for {record.package}, not for {target.title}.", hint=hint)
+    for file in sorted(out.rglob("*")):
+        name = file.relative_to(out).as_posix()
+        if not file.is_file() or name == RECORD or "__pycache__" in file.parts:
+            continue
+        known = record.files.get(name)
+        if known is None or file.stat().st_size != known.bytes or sha256_of(file) != known.sha256:
+            what = "was changed after the package was written" if known else "is no part of the package"
+            raise UsageError(f"{out / name} {what}, and would be lost.", hint=hint)
 
 
 def write_record(folder: Path, packed: Packed, target: Target) -> None:

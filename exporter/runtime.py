@@ -107,6 +107,8 @@ def load(
         require_known([engine])
         if device not in (None, BACKENDS[engine].device):
             raise UsageError(f"{engine} runs on {BACKENDS[engine].device}, and {device} is asked for.")
+    if threads is not None and threads < 1:
+        raise UsageError(f"found {threads} threads; needed is 1 or more.", hint="leave it out, and the runtime chooses")
     opened = Bundle.open(Path(bundle))
     most = MOST_FACES if cascade else opened.manifest.max_batch
     if batch is not None and not 1 <= batch <= most:
@@ -458,7 +460,7 @@ def _why(chosen: _Candidate, certified: Sequence[_Candidate], *, is_named: bool)
     """A sentence for people."""
     certificate = chosen.certificate
     assert certificate is not None
-    shown = f"{chosen.name}: certified on {certificate.faces:,} faces of {certificate.split}"
+    shown = f"{chosen.name}: certified on {certificate.shown_on}"
     timed = sum(one.speed > 0 for one in certified)
     if is_named:
         return f"{shown}, and asked for."

@@ -304,6 +304,8 @@ class Service:
             if not answer.done():
                 raise ClientDisconnect
             return answer.result()
+        except asyncio.CancelledError as err:  # a second signal ends all that is under way
+            raise ShuttingDown("the server was ended.", hint="ask another one, or again") from err
         finally:
             answer.cancel()
             gone.cancel()
@@ -357,13 +359,14 @@ async def _told(_: Request, err: Exception) -> Response:
     assert isinstance(err, EmoexportError)
     status = _STATUS.get(type(err), 422)
     wait = err.retry_after_s if isinstance(err, Overloaded) else 1 if status == 503 else None
-    return refusal(status, str(err), err.hint, retry_after_s=wait)
+    return refusal(status, str(err), err.hint or "GET /v1/model says what is taken", retry_after_s=wait)
 
 
 async def _told_by_starlette(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     if err.status_code == 405:
-        found = refusal(405, f"{request.method} is not for {request.url.path}.", "GET /v1/model")
+        takes = (err.headers or {}).get("Allow", "GET").partition(",")[0]
+        found = refusal(405, f"{request.method} is not for {request.url.path}.", f"{takes} {request.url.path}")
         found.headers.update(err.headers or {})
         return found
     return refusal(err.status_code, f"there is nothing at {request.url.path}.", "GET / is the page")

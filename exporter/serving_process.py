@@ -1,9 +1,11 @@
 """The process that serves: a socket, uvicorn, and an end that loses nothing which was accepted."""
 
+import logging
 import math
 import socket
 import time
 from collections.abc import Callable
+from errno import EADDRNOTAVAIL
 from types import FrameType
 
 import uvicorn
@@ -28,11 +30,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as err:
-        hint = (
-            "--host names an address of this machine"
-            if isinstance(err, socket.gaierror)
-            else "--port 0 takes a free one"
-        )
+        is_elsewhere = isinstance(err, socket.gaierror) or getattr(err, "errno", 0) == EADDRNOTAVAIL
+        hint = "--host names an address of this machine" if is_elsewhere else "--port 0 takes a free one"
         raise UsageError(f"{host}:{port} cannot be opened: {reason_of(err)}.", hint=hint) from err
 
 
@@ -78,6 +77,7 @@ class _Server(uvicorn.Server):
         """At a signal."""
         if self._service.is_closing:
             self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # it would tell of each request that is cut
             return
         self._service.is_closing = True
         self._closes_at = time.monotonic() + self._drain_s

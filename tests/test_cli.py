@@ -155,3 +155,17 @@ def test_a_tampered_bundle_is_exit_code_4(call, bundle, tmp_path):
         assert (code, out) == (4, "")
         assert "bytes; the manifest says" in err
         assert "next: emoexport build" in err
+
+
+def test_faces_are_drawn_to_try_commands_on(call, bundle, tmp_path):
+    code, out, _ = call("data", "draw", tmp_path / "my photos", "--faces", 8, "--size", 32)
+    assert code == 0
+    assert f"next: emoexport predict '{tmp_path}/my photos'" in out
+    names = sorted(path.name for path in (tmp_path / "my photos").glob("*.png"))
+    assert len(names) == 8
+    assert names[0] == "00000-angry.png"
+    code, out, err = call("predict", tmp_path / "my photos", "-b", bundle.path, "--format", "csv")
+    assert code == 0, err
+    assert len(out.splitlines()) == 9
+    assert call("data", "draw", tmp_path / "my photos", "--faces", 2)[0] == 0
+    assert len(list((tmp_path / "my photos").glob("*.png"))) == 2

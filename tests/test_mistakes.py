@@ -466,14 +466,14 @@ MISTAKES = [
         "package {bundle}",
         2,
         "found neither --triton nor --docker; needed is one of them.",
-        "emoexport package build/x --triton triton/",
+        "emoexport package {bundle} --triton triton/",
     ),
     ("package no/such/bundle --triton {new}", 4, "no/such/bundle is no bundle", "emoexport build runs/x -o build/x"),
     (
         "package {bundle} --docker {new} --triton {new}",
         2,
         "found --triton and --docker; needed is one of them.",
-        "emoexport package build/x --triton triton/",
+        "emoexport package {bundle} --triton triton/",
     ),
     (
         "package {bundle} --triton {new} --engine inductor",

@@ -319,8 +319,8 @@ def test_the_best_certified_engine_is_taken(copy, monkeypatch):
     found = choose_engine(copy, TRITON)
     assert (found.name, found.is_certified) == ("onnxruntime-int8", True)
     assert found.standing == (
-        "onnxruntime-int8 is certified on 1,234 faces of test, in calls of 1, 8, with the runtime ONNX Runtime 1, "
-        "the processor elsewhere."
+        "onnxruntime-int8 is certified on 1,234 faces of synthetic (test), in calls of 1, 8, "
+        "with the runtime ONNX Runtime 1, the processor elsewhere."
     )
     certify(copy, "onnxruntime-fp16")
     assert choose_engine(copy, TRITON).name == "onnxruntime-fp16"
@@ -338,6 +338,30 @@ def test_where_nothing_is_certified_it_is_said(copy):
     stale, failed = (packed_for(TRITON, copy, precision=name) for name in ("int8", "fp16"))
     assert stale.standing == "The certificate of onnxruntime-int8 is stale: it is of another file."
     assert failed.standing == "Not certified: onnxruntime-fp16 (failed): it answers otherwise."
+
+
+def test_what_was_changed_in_a_package_is_not_lost(call, copy, tmp_path):
+    """Docker's requirements are there to be added to."""
+    triton, image = tmp_path / "triton", tmp_path / "image"
+    for option, out in (("--triton", triton), ("--docker", image), ("--triton", triton), ("--docker", image)):
+        code, _, err = call("package", copy.path, option, out)
+        assert code == 0, err
+    (image / "emoexport/__pycache__").mkdir()
+    (image / "emoexport/__pycache__/x.pyc").write_bytes(b"of no matter")
+    assert call("package", copy.path, "--docker", image)[0] == 0
+    with (image / "requirements.txt").open("a") as file:
+        file.write("pyarrow\n")
+    (triton / "mine.txt").write_text("mine")
+    for option, out, said in (
+        ("--docker", image, f"{image}/requirements.txt was changed after the package was written, and would be lost."),
+        ("--triton", triton, f"{triton}/mine.txt is no part of the package, and would be lost."),
+        ("--triton", image, f"{image} is a package for Docker, not for Triton."),
+    ):
+        code, _, err = call("package", copy.path, option, out)
+        assert (code, said in err, "next: --force replaces it" in err) == (2, True, True), err
+    assert "pyarrow" in (image / "requirements.txt").read_text()
+    assert call("package", copy.path, "--docker", image, "--force")[0] == 0
+    assert "pyarrow" not in (image / "requirements.txt").read_text()
 
 
 # The client.

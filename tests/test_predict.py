@@ -479,7 +479,7 @@ def test_what_is_certified_comes_first(bundle, tmp_path):
         assert session.engine == "onnxruntime-int8"
         assert session.batch == 8
         assert session.notes == ()
-        assert session.why == "onnxruntime-int8: certified on 1,234 faces of test."
+        assert session.why == "onnxruntime-int8: certified on 1,234 faces of synthetic (test)."
     with emoexport.load(copy.path, precision="fp32", engine="onnxruntime") as session:
         assert session.certificate is None
         assert session.why == "onnxruntime-fp32: it was asked for."

@@ -51,7 +51,7 @@ async function introduce() {
   $("why").textContent = model.why
   const of = model.certificate
   $("certificate").textContent = of
-    ? `Certificate of ${of.created.slice(0, 10)}, on ${of.faces.toLocaleString("en")} faces of ${of.split}: ${of.verdict}; ` +
+    ? `Certificate of ${of.created.slice(0, 10)}, on ${of.faces.toLocaleString("en")} faces of ${of.data.split("/").pop()} (${of.split}): ${of.verdict}; ` +
       `accuracy no worse than ${of.bound_points.toFixed(2)} points against the reference, other labels on at most ` +
       `${of.disagreement_bound_pct.toFixed(2)} % of the faces.`
     : "No certificate: nothing has shown that this engine decides here as the reference does."
@@ -69,11 +69,15 @@ async function introduce() {
 
 async function take(file) {
   stop()
+  let image = null
   try {
-    await look(await decoded(file), file)
+    image = await decoded(file)
   } catch (problem) {
+    forget() // or what stands here would seem to be of this file
     tell(problem)
+    return
   }
+  await look(image, file).catch(tell)
 }
 
 async function decoded(file) {
@@ -186,6 +190,19 @@ function show() {
     ["precision", answer.precision],
   ]
   $("facts").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, `${value}`))))
+}
+
+function forget() {
+  turn += 1
+  shown = null
+  for (const name of ["canvas", "choose", "crop", "votes"]) $(name).hidden = true
+  $("stage").classList.remove("filled")
+  $("invitation").hidden = false
+  $("label").textContent = "No face"
+  $("rule").textContent = "Nothing is decided."
+  $("votes-said").textContent = ""
+  $("facts").replaceChildren()
+  drawBars(null)
 }
 
 function button(face, number) {
