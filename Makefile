@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[openvino,tensorrt-rtx,detect,score,serve,dev]'
 	@touch $@
 
-demo: $(READY) ## train, build, verify and time a small ensemble on synthetic faces
+demo: $(READY) ## train, build and verify a small ensemble on synthetic faces
 	@$(BIN)/emoexport train --data synthetic:5600 --preset tiny --out runs/demo --force
 	@$(BIN)/emoexport build runs/demo -o build/demo --fp16 --int8
 	@$(BIN)/emoexport verify build/demo --max-drop 1 --max-disagreement 2
