@@ -30,6 +30,7 @@ from emoexport.batching import Answer, Batcher, EngineFailed, Overloaded, Shutti
 from emoexport.config import Record
 from emoexport.detection import DetectedFace, Detector
 from emoexport.errors import BadInput, EmoexportError
+from emoexport.images import open_picture
 from emoexport.prediction import face_at
 from emoexport.runtime import Session
 from emoexport.serving_answers import about_face, about_session, about_votes, as_png_url, as_records
@@ -41,7 +42,6 @@ from emoexport.serving_requests import (
     WrongMediaType,
     faces_in,
     packed,
-    picture_in,
     read_array,
     read_picture,
 )
@@ -311,7 +311,7 @@ class Service:
     def _look(self, data: bytes, detect: bool) -> _Seen:
         if detect and self.detector is None:
             raise BadInput("faces cannot be found here.", hint="emoexport serve --detect, or ask without detect=1")
-        picture = picture_in(data)
+        picture = open_picture(data)
         places = self.detector.find(picture) if detect and self.detector else [None]
         height, _, channels = self.session.face_shape
         cut = [face_at(picture, place, size=height, channels=channels) for place in places]
