@@ -37,8 +37,13 @@ class EmoexportError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
+
+
+def _printable(text: str) -> str:
+    """What is quoted from files may have characters that move a terminal's cursor, or that cannot be written at all."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
 
 
 class CheckFailed(EmoexportError):

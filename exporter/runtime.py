@@ -394,7 +394,9 @@ def _open(bundle: Bundle, one: _Candidate, limits: dict[str, Any], notes: list[s
     """Open an engine and call it once; None, and a note, if it fails."""
     try:
         (found,) = open_engines(bundle, engines=[one.backend], precisions=[one.precision], **limits)
-        found.run(np.zeros((1, *found.face_shape), dtype=np.uint8))
+        answered = found.run(np.zeros((1, *found.face_shape), dtype=np.uint8)).probabilities.shape[1]
+        if answered != len(bundle.manifest.labels):
+            raise BadBundle(f"{one.name} tells {answered} emotions apart; {bundle.path} has {bundle.manifest.labels}.")
     except Exception as err:  # what runtimes raise in a call shares no base but this
         if strict:
             raise
@@ -427,7 +429,7 @@ def speeds_of(bundle: Bundle, batch: int | None = None) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        report = SpeedReport.parse_json(path)
+        report = SpeedReport.parse_json(path, inside=bundle.path)
     except BadInput:  # of another version; it is a preference, no more
         return {}
     if report.bundle_digest != bundle.manifest.digest or report.machine.get("processor") != describe_processor():
