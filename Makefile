@@ -7,7 +7,7 @@ LINKS  := build/links/emoexport
 STUBS  := build/stubs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-gpu check format links clean
+.PHONY: help install demo test test-all test-gpu fuzz check format links clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -34,6 +34,9 @@ test-all: $(READY) ## the slow ones too, among them an hour of load (EMOEXPORT_S
 
 test-gpu: $(READY) ## those that need a CUDA device; they skip where there is none
 	@NVIDIA_TF32_OVERRIDE=0 $(BIN)/python -m pytest -m gpu
+
+fuzz: $(READY) ## search for files that readers take badly, a minute each, or SECONDS=300; needs the extra fuzz
+	@$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),60) $(TARGETS)
 
 check: $(READY) links $(STUBS) ## format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -60,6 +60,6 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _sealed(folder: Path) -> dict[str, str]:
     try:
         found: object = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}

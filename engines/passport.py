@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emoexport.errors import BadBundle
-from emoexport.files import sha256_of_graph, write_text
+from emoexport.files import lies_inside, read_text, sha256_of_graph, write_text
 
 __all__ = ["PASSPORT", "Passport", "passport_of", "passports_in", "read_engine", "rebuild_command"]
 
@@ -109,12 +109,12 @@ class Passport:
             BadBundle: if there is none, or it is not as it was written.
         """
         path = passport_of(engine)
+        if not path.exists():
+            raise BadBundle(f"{engine} has no passport: {path.name} is not beside it.", hint=hint)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BadBundle(f"{engine} has no passport: {path.name} is not beside it.", hint=hint) from None
-        except (OSError, ValueError) as err:
-            raise BadBundle(f"{path} cannot be read as JSON: {err}.", hint=hint) from err
+            found = json.loads(read_text(path, inside=engine.parent.parent))
+        except (ValueError, RecursionError) as err:
+            raise BadBundle(f"{path} cannot be read as JSON: {str(err).rstrip(chr(46))}.", hint=hint) from err
         if not isinstance(found, dict) or found.get("digest") != _digest_of(found):
             raise BadBundle(f"{path} was changed after it was written.", hint=hint)
         try:
@@ -138,7 +138,7 @@ def read_engine(engine: Path, passport: Passport, *, hint: str = "") -> bytes:
     Raises:
         BadBundle: if it is missing, cut short or another file.
     """
-    if not engine.is_file():
+    if not engine.is_file() or not lies_inside(engine, engine.parent.parent):
         raise BadBundle(f"{engine} is missing.", hint=hint)
     size = engine.stat().st_size
     if size != passport.bytes:

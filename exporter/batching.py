@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.errors import EmoexportError
+from emoexport.errors import EmoexportError, EngineFailed
 from emoexport.outcome import Outcome
 
 __all__ = ["Answer", "Batcher", "Call", "EngineFailed", "Overloaded", "ShuttingDown"]
@@ -30,10 +30,6 @@ class Overloaded(EmoexportError):
 
 class ShuttingDown(EmoexportError):
     """Nothing new is taken any more; what was taken is finished."""
-
-
-class EngineFailed(EmoexportError):
-    """The engine raised an error in a call; the next call is another matter."""
 
 
 @dataclass(frozen=True, kw_only=True)

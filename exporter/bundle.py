@@ -14,20 +14,22 @@ build/x/
 """
 
 import os
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from emoexport.clock import timestamp
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle
-from emoexport.files import sha256_of, write_text
+from emoexport.external_data import require_own_weights
+from emoexport.files import lies_inside, sha256_of, write_text
 from emoexport.passes import Choice, Weight, pass_weights
 from emoexport.precision import PRECISIONS, precisions_named
 from emoexport.statistics import Estimate
@@ -48,6 +50,8 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+_MOST_BYTES = 2**36
+"""Of all files together: the largest bundles have a few thousand millions, and every byte is read before it is used."""
 
 
 class MemberEntry(Record):
@@ -119,7 +123,7 @@ class FileEntry(Record):
     """A file of the bundle."""
 
     sha256: str
-    bytes: int
+    bytes: int = Field(ge=0)
 
 
 class CalibrationEntry(Record):
@@ -158,6 +162,9 @@ class GateEntry(Record):
     faces: int | None = None
 
 
+_Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class ProvenanceEntry(Record):
     """What made a bundle, and what it was made of besides what the manifest says already."""
 
@@ -178,14 +185,14 @@ class Manifest(SealedRecord):
     schema_version: Literal[1] = 1
     created: str | None = None
     """UTC, ISO 8601, in a manifest of before the same inputs gave the same bytes."""
-    face_shape: tuple[int, int, int]
+    face_shape: tuple[_Side, _Side, Literal[1, 3]]
     """`(H, W, C)` of the uint8 faces."""
-    max_batch: int
+    max_batch: int = Field(ge=1, le=2**16)
     labels: tuple[str, ...]
-    run: str
+    run: str = Field(pattern=r"^[^\x00]*$")
     """The training run, relative to the bundle where that is possible: the reference is rebuilt from it."""
-    members: tuple[MemberEntry, ...]
-    views: tuple[ViewEntry, ...]
+    members: tuple[MemberEntry, ...] = Field(min_length=1)
+    views: tuple[ViewEntry, ...] = Field(min_length=1)
     choice: Choice = Choice()
     """What of the run was asked for."""
     vote: Literal["prob-mean"] = "prob-mean"
@@ -210,6 +217,21 @@ class Manifest(SealedRecord):
     """None in a manifest from before it was recorded."""
     files: dict[str, FileEntry]
     """Every file but the manifest, the reports, and engines with a passport."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.labels != self.decision.labels:
+            raise ValueError("the labels are not those of the decision")
+        if unknown := {*self.graphs, *self.gate} - {*PRECISIONS}:
+            raise ValueError(f"{min(unknown)!r} is no precision; known are {', '.join(PRECISIONS)}")
+        names = [view.name for view in self.views]
+        if any(view.same_as not in (None, *names[:number]) for number, view in enumerate(self.views)):
+            raise ValueError("a view is the same as one that does not come before it")
+        if self.choice.passes:
+            chosen = self.choice.among(max(self.choice.numbers), ())
+            if (len(chosen.members), len(chosen.views)) != (len(self.members), len(self.views)):
+                raise ValueError("the passes that are chosen are not of these members and views")
+        return self
 
     @property
     def opened(self) -> dict[str, GraphEntry | PackageEntry]:
@@ -273,22 +295,28 @@ class Bundle:
         """Read the manifest and check every file.
 
         Raises:
-            BadBundle: if there is no bundle, or a file is missing, cut short, changed or outside of it.
+            BadBundle: if there is no bundle, or a file is missing, cut short, changed or outside of it, or a graph has
+                its weights in a file that is not its own.
         """
         if not (path / MANIFEST_FILE).is_file():
             raise BadBundle(
                 f"{path} is no bundle: there is no {MANIFEST_FILE} in it.",
                 hint="emoexport build runs/x -o build/x",
             )
-        manifest = Manifest.parse_json(path / MANIFEST_FILE, error=BadBundle)
+        manifest = Manifest.parse_json(path / MANIFEST_FILE, inside=path, error=BadBundle)
         again = _command(path, manifest)
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
+        total = sum(file.bytes for file in manifest.files.values())
+        if total > _MOST_BYTES:
+            raise BadBundle(f"{path} would have {total:,} bytes; the limit is {_MOST_BYTES:,}.", hint=again)
         for name, file in manifest.files.items():
             _check_file(path, name, file, hint=again)
-        for entry in manifest.opened.values():
-            if entry.file not in manifest.files:
-                raise BadBundle(f"{path}: the manifest lists no hash for {entry.file}.", hint=again)
+        for named in [*(entry.file for entry in manifest.opened.values()), manifest.tuning]:
+            if named is not None and named not in manifest.files:
+                raise BadBundle(f"{path}: the manifest lists no hash for {named}.", hint=again)
+        for graph in manifest.graphs.values():
+            require_own_weights(path / graph.file, listed=f"{graph.file}.data" in manifest.files)
         return cls(path=path, manifest=manifest)
 
     def graph(self, precision: str) -> Path:
@@ -379,20 +407,24 @@ def _command(bundle: Path, manifest: Manifest, *precisions: str, tuning: Path | 
     if manifest.calibration is not None:
         flags += manifest.calibration.options()
     if manifest.engines:
-        flags.append("--engine inductor")
-    command = ["emoexport build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
-    return " ".join([*command, *manifest.choice.options(), *flags])
+        flags += ["--engine", "inductor"]
+    command = ["emoexport", "build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
+    chosen = [word for option in manifest.choice.options() for word in option.split(" ", 1)]
+    return shlex.join([*command, *chosen, *flags])
 
 
 def _check_file(bundle: Path, name: str, entry: FileEntry, *, hint: str) -> None:
     file = bundle / name
-    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-    if not inside or file.is_symlink() or not file.resolve().is_relative_to(bundle.resolve()):
-        raise BadBundle(f"{bundle}: the manifest names '{name}', which lies outside the bundle.", hint=hint)
-    if not file.is_file():
-        raise BadBundle(f"{file} is missing.", hint=hint)
-    size = file.stat().st_size
-    if size != entry.bytes:
-        raise BadBundle(f"{file} has {size:,} bytes; the manifest says {entry.bytes:,}.", hint=hint)
-    if sha256_of(file) != entry.sha256:
-        raise BadBundle(f"{file} was changed after it was written: its SHA-256 is another.", hint=hint)
+    is_plain = "\\" not in name and ".." not in PurePosixPath(name).parts
+    try:
+        if not is_plain or not lies_inside(file, bundle) or file.is_symlink():
+            raise BadBundle(f"{bundle}: the manifest names '{name}', which lies outside the bundle.", hint=hint)
+        if not file.is_file():
+            raise BadBundle(f"{file} is missing.", hint=hint)
+        size = file.stat().st_size
+        if size != entry.bytes:
+            raise BadBundle(f"{file} has {size:,} bytes; the manifest says {entry.bytes:,}.", hint=hint)
+        if sha256_of(file) != entry.sha256:
+            raise BadBundle(f"{file} was changed after it was written: its SHA-256 is another.", hint=hint)
+    except OSError as err:  # its name may be too long, even
+        raise BadBundle(f"{file} cannot be read: {err.strerror}.", hint=hint) from err

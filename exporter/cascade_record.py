@@ -13,7 +13,8 @@ from emoexport.comparison import Comparison
 from emoexport.config import Record, SealedRecord
 from emoexport.engines.timing import Ratio
 from emoexport.errors import BadBundle
-from emoexport.files import sha256_of
+from emoexport.external_data import require_own_weights
+from emoexport.files import lies_inside, sha256_of
 from emoexport.table_format import with_interval
 from emoexport.verdict import Judgement, Limits, Verdict, judge_counts
 
@@ -181,7 +182,7 @@ def record_of(bundle: Bundle, name: str) -> CascadeRecord:
     if not (folder / CASCADE_FILE).is_file():
         known = ", ".join(cascades_in(bundle.path)) or "none"
         raise BadBundle(f"{bundle.path} has no cascade {name}; it has {known}.", hint=again)
-    record = CascadeRecord.parse_json(folder / CASCADE_FILE, error=BadBundle)
+    record = CascadeRecord.parse_json(folder / CASCADE_FILE, inside=bundle.path, error=BadBundle)
     if not record.is_intact() or record.engine != name:
         raise BadBundle(f"{folder / CASCADE_FILE} was changed after it was written.", hint=again)
     if record.bundle_digest != bundle.manifest.digest:
@@ -201,8 +202,12 @@ def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
     again = f"emoexport cascade {bundle.path}"
     for file, entry in record.files.items():
         path = folder / file
-        if Path(file).name != file or path.is_symlink() or not path.is_file():
+        is_inside = Path(file).name == file and not path.is_symlink() and lies_inside(path, bundle.path)
+        if not is_inside or not path.is_file():
             raise BadBundle(f"{path} is missing.", hint=again)
         if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
             raise BadBundle(f"{path} was changed after it was written.", hint=again)
+    for graph in record.graphs:
+        if not graph.endswith(".engine"):
+            require_own_weights(folder / graph, listed=f"{graph}.data" in record.files)
     return record

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emoexport.errors import BadInput, UsageError, reason_of
+from emoexport.files import read_text
 
 __all__ = ["Record", "SealedRecord", "read_toml"]
 
@@ -38,16 +39,18 @@ class Record(BaseModel):
             raise error(f"{source}: {_first_problem(err, cls)}") from err
 
     @classmethod
-    def parse_json(cls, path: Path, *, error: type[BadInput] = BadInput) -> Self:
+    def parse_json(cls, path: Path, *, inside: Path | None = None, error: type[BadInput] = BadInput) -> Self:
         """Build the record from a JSON file.
+
+        Args:
+            path: the file.
+            inside: a folder that it must not lead out of; None for anywhere.
+            error: the class raised.
 
         Raises:
             BadInput: (or `error`) if the file is missing, no JSON, or its fields are wrong.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as err:
-            raise error(f"{path} cannot be read as text: {reason_of(err)}.", hint=cls.written_by) from err
+        text = read_text(path, inside=inside, error=error, hint=cls.written_by)
         try:
             return cls.model_validate_json(text)
         except ValidationError as err:

@@ -2,6 +2,7 @@
 
     EmoexportError                 exit code
     ├── CheckFailed                1  a comparison was made and did not hold
+    ├── EngineFailed               1  a runtime raised an error in a call
     ├── UsageError (ValueError)    2  the command or its options make no sense
     ├── MissingRuntime (ImportError)  3  this machine lacks a package or a device
     ├── WrongMachine               5  machine code of a bundle was compiled for another kind of machine
@@ -25,6 +26,7 @@ __all__ = [
     "BadInput",
     "CheckFailed",
     "EmoexportError",
+    "EngineFailed",
     "MissingRuntime",
     "UsageError",
     "WrongMachine",
@@ -38,14 +40,23 @@ class EmoexportError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_printable(message))
+        self.hint = _printable(hint)
+
+
+def _printable(text: str) -> str:
+    """What is quoted from files may have characters that move a terminal's cursor, or that cannot be written at all."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
 
 
 class CheckFailed(EmoexportError):
     """A check ran to its end and its answer is no."""
 
     exit_code = 1
+
+
+class EngineFailed(EmoexportError):
+    """A runtime raised an error in a call; the next call is another matter."""
 
 
 class UsageError(EmoexportError, ValueError):

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from emoexport.errors import UsageError
+from emoexport.errors import BadInput, UsageError, reason_of
 
 __all__ = [
+    "lies_inside",
     "move_directory",
     "new_directory",
     "new_file",
+    "read_text",
     "refuse_foreign",
     "sha256_of",
     "sha256_of_graph",
@@ -22,6 +24,43 @@ __all__ = [
     "write_bytes",
     "write_text",
 ]
+
+_MOST_TEXT = 2**26
+"""Bytes of a file that is read as text: records of the largest bundles have a few millions."""
+
+
+def lies_inside(path: Path, folder: Path) -> bool:
+    """Whether a path leads to somewhere in a folder, whatever links it goes through; not where it is no path at all."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, links in a circle
+        return False
+
+
+def read_text(path: Path, *, inside: Path | None = None, error: type[BadInput] = BadInput, hint: str = "") -> str:
+    """Read UTF-8 text, whatever may stand under the name.
+
+    Args:
+        path: the file.
+        inside: a folder that it must not lead out of; None for anywhere.
+        error: the class raised.
+        hint: what comes next where it cannot be read.
+
+    Raises:
+        BadInput: (or `error`) if it leads out of the folder, is no regular file, too large or no UTF-8, or cannot be
+            read.
+    """
+    try:
+        size = path.stat().st_size
+        if inside is not None and not lies_inside(path, inside):
+            raise error(f"{path} leads out of {inside}.", hint=hint)
+        if not path.is_file():  # a pipe would be waited for
+            raise error(f"{path} cannot be read as text: it is no regular file.", hint=hint)
+        if size > _MOST_TEXT:
+            raise error(f"{path} has {size:,} bytes; the limit is {_MOST_TEXT:,}.", hint=hint)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise error(f"{path} cannot be read as text: {reason_of(err)}.", hint=hint) from err
 
 
 def sha256_of(path: Path) -> str:

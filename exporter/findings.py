@@ -13,6 +13,7 @@ from emoexport.calib.tuning import Tuning
 from emoexport.certification import ANSWERS
 from emoexport.engines.passport import passports_in
 from emoexport.errors import BadInput, UsageError
+from emoexport.files import lies_inside, read_text
 from emoexport.page import Missing
 from emoexport.parity import ParityReport
 from emoexport.saved_answers import SavedAnswers
@@ -90,13 +91,13 @@ def _report(bundle: Bundle, name: str, kind: type[_Report], without: str, comman
     if not path.is_file():
         return Missing(sentence=f"{without}.", command=again)
     try:
-        version = _schema_version(path)
+        version = _schema_version(path, bundle.path)
         needed = kind.model_fields["schema_version"].default
         if version != needed:
             told = f"reports/{name} is of schema version {version}, and {needed} is read here: it is not shown."
             return Missing(sentence=told, command=again)
         report = kind.parse_json(path)
-    except (OSError, ValueError) as err:
+    except (ValueError, RecursionError) as err:
         told = str(err).replace(str(path), f"reports/{name}")
         return Missing(sentence=f"{without}: what there is cannot be read. {told.rstrip('.')}.", command=again)
     if report.bundle_digest != bundle.manifest.digest:
@@ -122,14 +123,14 @@ def _of_these_engines(bundle: Bundle, parity: ParityReport | Missing) -> ParityR
     return Missing(sentence=told, command=_command(bundle, "verify"))
 
 
-def _schema_version(path: Path) -> object:
-    found = json.loads(path.read_text(encoding="utf-8"))
+def _schema_version(path: Path, bundle: Path) -> object:
+    found = json.loads(read_text(path, inside=bundle))
     return found.get("schema_version") if isinstance(found, dict) else None
 
 
 def _answers(bundle: Bundle, parity: ParityReport) -> SavedAnswers | Missing:
     again = _command(bundle, "verify")
-    if not (bundle.path / ANSWERS).is_file():
+    if not (bundle.path / ANSWERS).is_file() or not lies_inside(bundle.path / ANSWERS, bundle.path):
         return Missing(sentence="The answers of engines and reference were not kept.", command=again)
     try:
         saved = SavedAnswers.read(bundle.path / ANSWERS)

@@ -75,7 +75,8 @@ def to_label(value: str | int, *, order: str = "fer2013") -> int | None:
     names = order_of(order)
     text = str(value).strip().lower().replace("_", " ")
     if text.isdecimal():
-        text = names[int(text)] if int(text) < len(names) else ""
+        # Of more digits than an index has, Python may refuse to make a number.
+        text = names[int(text)] if len(text) < 9 and int(text) < len(names) else ""
     text = _ALIASES.get(text, text)
     if text in EMOTIONS:
         return EMOTIONS.index(text)

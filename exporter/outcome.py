@@ -18,6 +18,18 @@ class Outcome(NamedTuple):
     confidence: NDArray[np.float32]
     """`(N,)`, the probability of the label."""
 
+    def is_of(self, faces: int, labels: int) -> bool:
+        """Whether this is what can be said of so many faces and labels: of their shapes, finite, rows that sum to 1.
+
+        Rows of engines of few bits are within a few thousandths of it.
+        """
+        shapes = self.probabilities.shape == (faces, labels), self.label.shape == self.confidence.shape == (faces,)
+        if not all(shapes) or self.label.dtype.kind != "i":
+            return False
+        sums = np.abs(self.probabilities.sum(axis=1) - 1) < 0.05  # nothing that is not finite is less than anything
+        known = (self.label >= 0) & (self.label < labels)
+        return bool((sums & known & np.isfinite(self.confidence)).all() and (self.probabilities >= 0).all())
+
     def take(self, rows: NDArray[np.bool_] | slice) -> "Outcome":
         """The faces where a mask `(N,)` is True, or of a slice."""
         return Outcome(self.probabilities[rows], self.label[rows], self.confidence[rows])

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from emoexport.errors import BadData, MissingRuntime, UsageError
-from emoexport.images import open_picture
+from emoexport.images import open_picture, read_picture, refuse_device
 
 __all__ = [
     "BOXED",
@@ -115,14 +115,13 @@ def pictures_in(
         try:
             if source != str(file):
                 raise BadData("its name is not UTF-8.")
-            if file.exists() and not (file.is_file() or file.is_dir()):
-                raise BadData("this is no file, but a device or a pipe.")
+            refuse_device(file)
             if file.is_dir():
                 os.scandir(file).close()  # says why it cannot be listed
             if file.suffix.lower() in _VIDEOS:
                 yield from _frames_of_video(file, every)
             else:
-                yield Picture(source=source, image=open_picture(file.read_bytes()))
+                yield Picture(source=source, image=open_picture(read_picture(file)))
         except BadData as err:
             yield Unreadable(source=source, reason=str(err))
         except OSError as err:

@@ -1,7 +1,8 @@
 """`emoexport.load`: a bundle opened for use, with the best engine that this machine runs. It needs no torch."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from emoexport.engines import BACKENDS, Backend, require_known, require_known_de
 from emoexport.engines.base import Engine
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.machine import describe_processor
-from emoexport.errors import BadBundle, BadInput, CheckFailed, EmoexportError, MissingRuntime, UsageError
+from emoexport.errors import BadBundle, BadInput, EmoexportError, EngineFailed, MissingRuntime, UsageError
 from emoexport.opening import (
     can_open,
     certificate_here,
@@ -166,16 +167,11 @@ class Session:
 
         Raises:
             BadInput: if the type or the shape is another, or the session is closed.
-            CheckFailed: if the engine answers with anything but numbers, as one of 16 bits does after an overflow.
+            EngineFailed: if the runtime raises an error.
+            BadBundle: if it answers with anything but probabilities, as one of 16 bits does after an overflow.
         """
         with self._lock:
-            outcome = self._opened_for(faces).run_all(faces, batch_size=self.batch)
-        if lost := int((~np.isfinite(outcome.probabilities)).any(axis=1).sum()):
-            raise CheckFailed(
-                f"{self.engine} answered {lost} of {len(faces)} faces with what is no number.",
-                hint=f"emoexport verify {self.path}, or --precision fp32",
-            )
-        return outcome
+            return _outcome_of(self._opened_for(faces), faces, batch=self.batch, labels=len(self.labels))
 
     def scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What every member says of every view, `batch` faces in a call of the runtime: the votes behind `run`.
@@ -190,6 +186,8 @@ class Session:
         Raises:
             BadInput: if the type or the shape is another, or the session is closed, or it is of a cascade, which
                 computes other passes of every face.
+            EngineFailed: if the runtime raises an error.
+            BadBundle: if it answers with something else.
         """
         with self._lock:
             engine = self._opened_for(faces)
@@ -198,8 +196,7 @@ class Session:
                     "a cascade computes other passes of every face, and tells none.",
                     hint="open the bundle without a cascade",
                 )
-            starts = range(0, max(1, len(faces)), self.batch)
-            return np.concatenate([engine.scores(faces[start : start + self.batch]) for start in starts])
+            return _scores_of(engine, faces, batch=self.batch)
 
     @property
     def left(self) -> tuple[int, ...] | None:
@@ -236,6 +233,44 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _outcome_of(engine: Engine, faces: NDArray[np.uint8], *, batch: int, labels: int) -> Outcome:
+    """What an engine decides, as far as it is a decision: what is not, `verify` measures and nobody uses.
+
+    Raises:
+        BadInput: if the type or the shape of the faces is another.
+        EngineFailed: if the runtime raises an error.
+        BadBundle: if an answer is no outcome of these faces and so many labels.
+    """
+    with _failing(engine):
+        outcome = engine.run_all(faces, batch_size=batch)
+    if not outcome.is_of(len(faces), labels):
+        raise BadBundle(
+            f"{engine.name} answers what is no probabilities of {labels} emotions, label and confidence of each face.",
+            hint="emoexport verify says what is wrong with it",
+        )
+    return outcome
+
+
+def _scores_of(engine: Engine, faces: NDArray[np.uint8], *, batch: int) -> NDArray[np.float32]:
+    """What an engine says in every pass, as `_outcome_of` has it."""
+    starts = range(0, max(1, len(faces)), batch)
+    with _failing(engine):
+        scores = np.concatenate([engine.scores(faces[start : start + batch]) for start in starts])
+    if scores.ndim != 4 or len(scores) != len(faces):
+        raise BadBundle(f"{engine.name} answers scores {scores.shape}; needed are those of {len(faces)} faces.")
+    return scores
+
+
+@contextmanager
+def _failing(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except EmoexportError:
+        raise
+    except Exception as err:  # what runtimes raise shares no base but this
+        raise EngineFailed(f"{engine.name} fails in a call: {err}") from err
 
 
 def best_graph_engine(bundle: Bundle, *, engine: str | None = None, precision: str | None = None) -> tuple[str, str]:
@@ -403,7 +438,8 @@ def _open(bundle: Bundle, one: _Candidate, limits: dict[str, Any], notes: list[s
     """Open an engine and call it once; None, and a note, if it fails."""
     try:
         (found,) = open_engines(bundle, engines=[one.backend], precisions=[one.precision], **limits)
-        found.run(np.zeros((1, *found.face_shape), dtype=np.uint8))
+        face = np.zeros((1, *found.face_shape), dtype=np.uint8)
+        _outcome_of(found, face, batch=1, labels=len(bundle.manifest.labels))
     except Exception as err:  # what runtimes raise in a call shares no base but this
         if strict:
             raise
@@ -436,7 +472,7 @@ def speeds_of(bundle: Bundle, batch: int | None = None) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        report = SpeedReport.parse_json(path)
+        report = SpeedReport.parse_json(path, inside=bundle.path)
     except BadInput:  # of another version; it is a preference, no more
         return {}
     if report.bundle_digest != bundle.manifest.digest or report.machine.get("processor") != describe_processor():

@@ -30,6 +30,7 @@ from emoexport.batching import Answer, Batcher, EngineFailed, Overloaded, Shutti
 from emoexport.config import Record
 from emoexport.detection import DetectedFace, Detector
 from emoexport.errors import BadInput, EmoexportError
+from emoexport.images import open_picture
 from emoexport.prediction import face_at
 from emoexport.runtime import Session
 from emoexport.serving_answers import about_face, about_session, about_votes, as_png_url, as_records
@@ -41,7 +42,6 @@ from emoexport.serving_requests import (
     WrongMediaType,
     faces_in,
     packed,
-    picture_in,
     read_array,
     read_picture,
 )
@@ -271,6 +271,8 @@ class Service:
                 raise TooSlow(
                     f"this was not done within {self.settings.timeout_s:g} s.", hint="ask again later, or with less"
                 ) from err
+            except asyncio.CancelledError as err:  # a second signal ends all that is under way
+                raise ShuttingDown("the server was ended.", hint="ask again, or another one") from err
             except ClientDisconnect:
                 return Response(status_code=499)  # which nobody reads
 
@@ -304,8 +306,6 @@ class Service:
             if not answer.done():
                 raise ClientDisconnect
             return answer.result()
-        except asyncio.CancelledError as err:  # a second signal ends all that is under way
-            raise ShuttingDown("the server was ended.", hint="ask another one, or again") from err
         finally:
             answer.cancel()
             gone.cancel()
@@ -313,7 +313,7 @@ class Service:
     def _look(self, data: bytes, detect: bool) -> _Seen:
         if detect and self.detector is None:
             raise BadInput("faces cannot be found here.", hint="emoexport serve --detect, or ask without detect=1")
-        picture = picture_in(data)
+        picture = open_picture(data)
         places = self.detector.find(picture) if detect and self.detector else [None]
         height, _, channels = self.session.face_shape
         cut = [face_at(picture, place, size=height, channels=channels) for place in places]

@@ -7,19 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from emoexport.errors import BadData, EmoexportError
-from emoexport.images import open_picture
 
-__all__ = ["NPY", "PictureTooLarge", "WrongMediaType", "faces_in", "packed", "picture_in", "read_array", "read_picture"]
+__all__ = ["NPY", "PictureTooLarge", "WrongMediaType", "faces_in", "packed", "read_array", "read_picture"]
 
 NPY = "application/x-npy"
-_KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Of pictures. What strangers send is not handed to the rarer decoders of Pillow, one of which calls Ghostscript."""
 _SEND_A_PICTURE = "curl -F picture=@face.jpg, or -H 'Content-Type: image/jpeg' --data-binary @face.jpg"
 
 
@@ -73,12 +69,6 @@ async def read_array(request: Request, limit: int) -> bytes:
             hint=f"numpy.save, sent with -H 'Content-Type: {NPY}'",
         )
     return await _whole(request, limit)
-
-
-def picture_in(data: bytes) -> Image.Image:
-    """Decode a picture that a stranger has sent: one of few kinds, and of bounded size; otherwise as `open_picture`."""
-    Image.init()
-    return open_picture(data, kinds=[kind for kind in _KINDS if kind in Image.OPEN])
 
 
 def faces_in(data: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

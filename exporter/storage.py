@@ -9,6 +9,7 @@ from pyarrow import fs
 
 from emoexport.errors import BadData, UsageError
 from emoexport.files import write_bytes
+from emoexport.images import MAX_BYTES
 
 __all__ = ["Found", "Storage"]
 
@@ -97,13 +98,27 @@ class Storage:
         return [_found(info, path) for info, path in zip(infos, paths, strict=True)]
 
     def open(self, path: str) -> IO[bytes]:
-        """A file to read from, at any place of it."""
+        """A file to read from, at any place of it.
+
+        Raises:
+            OSError: if it cannot be opened, or is a device or a pipe, which would be waited for.
+        """
+        if self.is_local and self.kind_of(path) != "file":
+            Path(self._at(path)).stat()  # says so if nothing is there
+            raise OSError("it is no regular file")
         opened: IO[bytes] = self._files.open_input_file(self._at(path))
         return opened
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file."""
+        """All bytes of a file.
+
+        Raises:
+            OSError: if it cannot be read, or has more bytes than a picture may have.
+        """
         with self.open(path) as file:
+            if (size := file.seek(0, os.SEEK_END)) > MAX_BYTES:
+                raise OSError(f"it has {size:,} bytes; the limit is {MAX_BYTES:,}")
+            file.seek(0)
             return file.read()
 
     def write(self, path: str, content: bytes) -> None:

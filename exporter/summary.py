@@ -14,7 +14,7 @@ from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.passport import Passport, passports_in
-from emoexport.errors import BadBundle
+from emoexport.errors import BadBundle, EmoexportError
 from emoexport.passes import Choice
 from emoexport.precision import ONNX_NUMBERS
 
@@ -116,6 +116,17 @@ def summarize(bundle: Bundle) -> BundleSummary:
     Raises:
         BadBundle: if a graph cannot be read.
     """
+    try:
+        return _summarized(bundle)
+    except EmoexportError:
+        raise
+    except Exception as err:  # a type of number that onnx does not know, and what is missing, share no base
+        raise BadBundle(
+            f"a graph of {bundle.path} cannot be read as ONNX: {err}.", hint=bundle.build_command()
+        ) from err
+
+
+def _summarized(bundle: Bundle) -> BundleSummary:
     manifest = bundle.manifest
     models = {precision: _read_graph(bundle, precision) for precision in manifest.graphs}
     parameters = [member.parameters for member in manifest.members if member.parameters is not None]

@@ -173,7 +173,7 @@ def _calibration_of(bundle: Bundle, precision: str) -> Calibration:
     again = bundle.build_command(precision)
     if bundle.manifest.calibration is None:
         raise BadBundle(f"{bundle.path} has no calibration; needed is one for {precision}.", hint=again)
-    calibration = Calibration.parse_json(bundle.path / CALIBRATION_FILE, error=BadBundle)
+    calibration = Calibration.parse_json(bundle.path / CALIBRATION_FILE, inside=bundle.path, error=BadBundle)
     if not calibration.ranges:
         raise BadBundle(f"the calibration of {bundle.path} has no ranges for layers of 8 bits.", hint=again)
     return calibration

@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -176,6 +177,7 @@ def test_an_unknown_class_folder(tree):
         ("x.csv", "emotion,pixels,Usage\n3,1 2 3 999,Training\n", "line 2: found grey values from 1 to 999"),
         ("x.csv", "emotion,pixels,Usage\n3,1 2 3 x,Training\n", "line 2: found grey values that are no whole"),
         ("x.csv", f"emotion,pixels,Usage\n3,1 2 3 {10**30},Training\n", "line 2: found grey values that"),
+        ("x.csv", f"emotion,pixels,Usage\n{'9' * 5000},1 2 3 4,Training\n", "line 2: '9+' is no label"),
         ("x.csv", "emotion,pixels,Usage\n,1 2 3 4,Training\n", "line 2: '' is no label"),
         ("x.csv", "emotion,pixels,Usage\n3,1 2 3 4\n", "2 cells"),
         ("x.csv", "", "needed are emotion, pixels"),
@@ -216,6 +218,33 @@ def test_cells_of_another_type(tmp_path, faces):
     pq.write_table(pa.table({"image": cells[:1], "label": [None]}), tmp_path / "x.parquet")
     with pytest.raises(BadData, match="row 1: 'None' is no label"):
         load_data(str(tmp_path), size=32)
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [["[", "0"], [float("nan")], [float("inf")], [-1.0], [0] * 11, [None], [[1]], "0", 1, [1e300]],
+    ids=str,
+)
+def test_votes_that_are_no_counts(votes, tmp_path, faces):
+    rows = {"image": [png(faces[0][0])], "label": [0], "ferplus_votes": [votes]}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    with pytest.raises(BadData, match=r"row 1: found the votes .*; needed are counts in FER\+'s order"):
+        load_data(str(tmp_path), size=32)
+    with pytest.raises(BadData, match="1 could not be read"):
+        load_data(str(tmp_path), size=32, skip_bad=True)
+
+
+def test_text_in_a_table_that_is_no_utf_8(tmp_path, faces):
+    split = pa.array([b"\xf4"]).view(pa.string())
+    pq.write_table(pa.table({"image": [png(faces[0][0])], "label": [0], "split": split}), tmp_path / "x.parquet")
+    with pytest.raises(BadData, match="cannot be read as Parquet"):
+        load_data(str(tmp_path), size=32)
+
+
+def test_pictures_of_a_tree_that_would_be_waited_for(tree):
+    os.mkfifo(tree / "train" / "sad" / "pipe.png")
+    with pytest.raises(BadData, match=r"pipe\.png: this is no file, but a device or a pipe"):
+        load_data(str(tree), size=32)
 
 
 def test_shards_of_a_published_set_are_one_split(tmp_path, faces):

@@ -25,7 +25,7 @@ from emoexport.engines.certificate import Certificate
 from emoexport.engines.machine import describe_processor
 from emoexport.engines.passport import Passport
 from emoexport.engines.timing import Latency, Ratio
-from emoexport.errors import BadBundle, BadInput, CheckFailed, MissingRuntime, UsageError
+from emoexport.errors import BadBundle, BadInput, MissingRuntime, UsageError
 from emoexport.files import new_file
 from emoexport.images import decode_face, to_face
 from emoexport.labels import EMOTIONS
@@ -652,7 +652,7 @@ def test_what_is_no_number_is_no_answer(bundle, faces, monkeypatch):
         return found
 
     monkeypatch.setattr(session._engine, "_run", overflown)
-    with pytest.raises(CheckFailed, match="onnxruntime-fp32 answered 3 of 20 faces with what is no number"):
+    with pytest.raises(BadBundle, match="onnxruntime-fp32 answers what is no probabilities of 7 emotions"):
         session.run(faces[0][:20])
 
 

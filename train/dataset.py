@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emoexport.errors import BadData, UsageError
-from emoexport.images import decode_face, resize_face
-from emoexport.labels import EMOTIONS, to_label
+from emoexport.images import decode_face, read_picture, resize_face
+from emoexport.labels import EMOTIONS, order_of, to_label
 from emoexport.train.synthetic import synthetic_faces
 
 __all__ = ["DataSet", "Faces", "is_synthetic", "load_data"]
@@ -34,6 +34,8 @@ _SPLITS = {
     "publictest": "public_test",
     "privatetest": "private_test",
 }
+
+_MOST_VOTES = 1e9  # of one face; FER+ has ten
 
 _SYNTHETIC_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
@@ -211,7 +213,7 @@ def _collect(
             outside += 1
             continue
         try:
-            face = _face_of(row, size=size, channels=channels)
+            face, shares = _face_of(row, size=size, channels=channels), _shares(row.votes)
         except BadData as err:
             if not skip_bad:
                 raise BadData(f"{row.name}: {err}", hint="--skip-bad leaves out what cannot be read") from err
@@ -220,7 +222,7 @@ def _collect(
         images.setdefault(row.split, []).append(face)
         labels.setdefault(row.split, []).append(label)
         flagged.setdefault(row.split, []).append(row.flagged)
-        votes.setdefault(row.split, []).append(_shares(row.votes))
+        votes.setdefault(row.split, []).append(shares)
     if not images:
         unread = f"; {len(skipped)} could not be read" if skipped else ""
         raise BadData(
@@ -249,8 +251,12 @@ def _label_of(row: _Row, label_order: str) -> int | None:
 def _shares(votes: Sequence[float] | None) -> NDArray[np.float32]:
     """Counts of FER+ votes in its own order to shares of the seven emotions; what is none of them is not counted."""
     counts = np.zeros(len(EMOTIONS))
-    for column, count in enumerate(votes or ()):
-        label = to_label(column, order="ferplus")
+    known = order_of("ferplus")
+    is_table = isinstance(votes, list | None) and len(votes or ()) <= len(known)
+    if not is_table or not all(isinstance(count, int | float) and 0 <= count <= _MOST_VOTES for count in votes or ()):
+        raise BadData(f"found the votes {str(votes)[:80]}; needed are counts in FER+'s order, at most {len(known)}.")
+    for name, count in zip(known, votes or (), strict=False):
+        label = to_label(name)
         if label is not None:
             counts[label] = count
     with np.errstate(invalid="ignore"):
@@ -262,7 +268,7 @@ def _face_of(row: _Row, *, size: int, channels: int) -> NDArray[np.uint8]:
     picture = row.picture
     if isinstance(picture, Path):
         try:
-            picture = picture.read_bytes()
+            picture = read_picture(picture)
         except OSError as err:
             raise BadData(f"this file cannot be read ({err.strerror}).") from err
     if isinstance(picture, bytes):
@@ -335,7 +341,14 @@ def _parquet_rows(paths: list[Path]) -> Iterator[_Row]:
     for path in paths:
         try:
             yield from _parquet_file_rows(path)
-        except (pa.ArrowException, OSError) as err:
+        except BadData:
+            raise
+        except (
+            pa.ArrowException,
+            OSError,
+            OverflowError,
+            ValueError,
+        ) as err:  # text that is no UTF-8, and impossible dates
             raise BadData(f"{path} cannot be read as Parquet: {err}.") from err
 
 

@@ -1,0 +1,533 @@
+"""Bundles that are broken, or made by somebody who means no good: the seal is no secret, so anybody can make it fit."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from bundle_mutations import reseal, spoil
+from rich.console import Console
+from targets import TARGETS, seeds_of
+
+import emoexport
+from emoexport import cascading, certification, findings, runtime
+from emoexport.bundle import Bundle, Manifest
+from emoexport.cascade_claim import Claim
+from emoexport.engines.base import Engine
+from emoexport.engines.passport import Passport, passports_in
+from emoexport.errors import BadBundle, BadInput, EmoexportError, EngineFailed, UsageError
+from emoexport.external_data import WITHIN, places_of_weights, require_own_weights
+from emoexport.files import read_text
+from emoexport.outcome import Outcome
+from emoexport.summary import summarize
+
+SEVERAL = int(os.environ.get("EMOEXPORT_HOSTILE", "300"))
+"""Bundles that are spoiled in the slow test; 10,000 take about an hour."""
+LONGEST = 60
+"""Seconds after which looking at a bundle counts as hanging."""
+
+
+@pytest.fixture(scope="module")
+def least(bundle, tmp_path_factory) -> Path:
+    """The tiny bundle with two of its graphs."""
+    path = Path(shutil.copytree(bundle.path, tmp_path_factory.mktemp("least") / "bundle"))
+    manifest = bundle.manifest
+    graphs = {name: manifest.graphs[name] for name in ("fp32", "int8")}
+    gone = {entry.file for entry in manifest.graphs.values()} - {entry.file for entry in graphs.values()}
+    for name in gone:
+        (path / name).unlink()
+    files = {name: entry for name, entry in manifest.files.items() if name not in gone}
+    kept = manifest.model_copy(update={"graphs": graphs, "files": files, "run": str(bundle.run())}).sealed()
+    (path / "manifest.json").write_text(kept.to_json())
+    Bundle.open(path)
+    return path
+
+
+@pytest.fixture
+def spoiled(least, tmp_path) -> Path:
+    """A copy of it that a test may spoil, beside a folder that is none of its business."""
+    (tmp_path / "outside").mkdir()
+    return Path(shutil.copytree(least, tmp_path / "bundle"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest, and make its digest fit."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    reseal(path, "manifest.json")
+
+
+# Whatever is done to them
+
+
+def test_what_is_changed_without_the_seal_is_refused(least, tmp_path):
+    """Or it is no part of the manifest: then the bundle opens as before."""
+    wanted = Bundle.open(least).manifest
+    for number in range(60):
+        place = tmp_path / str(number)
+        shutil.copytree(least, place / "bundle")
+        (place / "outside").mkdir()
+        damage = spoil(place / "bundle", number, sealed=False)
+        with contextlib.suppress(BadBundle):
+            assert Bundle.open(place / "bundle").manifest == wanted, damage
+        shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module")
+def everything(least, bundle, tmp_path_factory) -> Path:
+    """A folder with a bundle that has passports, reports and a cascade too."""
+    folder, quiet = tmp_path_factory.mktemp("everything"), Console(quiet=True)
+    opened = Bundle.open(Path(shutil.copytree(least, folder / "bundle")))
+    cascading.make_cascade(
+        opened, Claim.of_goals(10.0, None), engine="onnxruntime", precision="fp32", rounds=5, console=quiet
+    )
+    certification.verify(opened, engines=["onnxruntime"], batches=[1], limit=70, console=quiet)
+    return folder
+
+
+def survey(folder: Path, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Spoil a bundle by each number, in a process that is started again where it dies or hangs."""
+    left = list(numbers)
+    paths = [str(Path(__file__).parent / "fuzz"), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, str(Path(__file__).parent / "fuzz" / "bundle_worker.py"), str(folder)]
+    while left:
+        worker = subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            assert "ready" in worker.stdout.readline()
+            while left:
+                told: dict[str, Any] = {"number": left.pop(0)}
+                worker.stdin.write(f"{told['number']}\n")
+                ends_at = time.monotonic() + LONGEST
+                while "end" not in told:
+                    if not select.select([worker.stdout], [], [], max(0, ends_at - time.monotonic()))[0]:
+                        told["end"] = "hangs"
+                    elif line := worker.stdout.readline():
+                        told |= json.loads(line)
+                    else:
+                        told["end"] = f"ends the process, {worker.wait()}"
+                yield told
+                if told["end"].startswith(("hangs", "ends")):
+                    break
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + 2 * SEVERAL)
+def test_whatever_is_done_to_a_bundle_ends_in_a_sentence_or_an_answer(everything):
+    """Without the seal in the same answer; never in a traceback, and nothing is read from outside or written."""
+    ends: Counter[str] = Counter()
+    for told in survey(everything, range(SEVERAL)):
+        assert told["end"] in ("refused", "as before", "other answers"), told
+        ends[f"{told['end']}, {'sealed' if told['sealed'] else 'not sealed'}"] += 1
+    assert ends["other answers, not sealed"] == 0
+    assert ends["refused, not sealed"] > ends["as before, not sealed"], ends
+    assert ends["refused, sealed"], ends
+    print(dict(ends))
+
+
+# Files that are something else
+
+
+def into_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def into_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def into_hole(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+def into_zeros(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+def into_link(path: Path) -> None:
+    """To the same outside."""
+    other = path.parents[1 if path.name == "manifest.json" else 2] / "outside" / path.name
+    if path.exists():
+        path.rename(other)
+    else:
+        other.write_text("{}")
+    path.symlink_to(other)
+
+
+ODD = [into_pipe, into_folder, into_hole, into_zeros, into_link]
+
+
+@pytest.mark.parametrize("turn", ODD)
+def test_a_manifest_that_is_no_plain_file(turn, spoiled, call):
+    turn(spoiled / "manifest.json")
+    code, _, err = call("inspect", spoiled)
+    assert code == 4
+    assert err.startswith("error: ")
+    assert "manifest.json" in err
+
+
+@pytest.mark.parametrize("turn", ODD)
+def test_a_passport_and_a_report_that_are_no_plain_files(turn, spoiled):
+    for folder, name in (("engines", "x.passport.json"), ("reports", "parity.json"), ("reports", "bench.json")):
+        (spoiled / folder).mkdir(exist_ok=True)
+        turn(spoiled / folder / name)
+    with pytest.raises(BadBundle, match=r"x\.passport\.json"):
+        Passport.read(spoiled / "engines" / "x")
+    assert not summarize(Bundle.open(spoiled)).certificates
+    found = findings.find(Bundle.open(spoiled))
+    assert "cannot be read" in found.parity.sentence or "Not verified" in found.parity.sentence
+    assert emoexport.load(spoiled).engine == "onnxruntime-fp32"
+
+
+def test_text_is_bounded(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff")
+    into_hole(tmp_path / "hole")
+    for name, said in (("x", "cannot be read as text"), ("hole", "the limit is"), ("none", "cannot be read as text")):
+        with pytest.raises(BadInput, match=said):
+            read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"digest": ' + "9" * 5000 + "}", "[]", '{"a": NaN}']
+)
+def test_a_passport_that_is_no_record_is_a_sentence(text, spoiled):
+    (spoiled / "engines").mkdir()
+    (spoiled / "engines" / "x.engine").touch()
+    (spoiled / "engines" / "x.passport.json").write_text(text)
+    with pytest.raises(BadBundle, match=r"x\.passport\.json"):
+        passports_in(spoiled)
+
+
+def test_reports_that_are_nested_too_deep_are_not_shown(spoiled):
+    (spoiled / "reports").mkdir()
+    (spoiled / "reports" / "parity.json").write_text("[" * 100_000)
+    assert "cannot be read" in findings.find(Bundle.open(spoiled)).parity.sentence
+
+
+# Manifests that fit their digest
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x/" * 3000 + "x", "a\0b", "..\\outside\\x", "../outside/x", "/etc/hostname", ".", "\x1b[2J"]
+)
+def test_names_of_files_that_are_none(name, spoiled):
+    edit(spoiled, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+    with pytest.raises(BadBundle) as caught:
+        Bundle.open(spoiled)
+    assert str(caught.value).isprintable()
+
+
+def test_no_more_is_hashed_than_a_bundle_can_be(spoiled):
+    into_hole(spoiled / "labels.txt")
+    edit(spoiled, lambda manifest: manifest["files"]["labels.txt"].update(bytes=2**40))
+    with pytest.raises(BadBundle, match="the limit is"):
+        Bundle.open(spoiled)
+
+
+def test_a_tuning_must_be_a_file_of_the_bundle(spoiled):
+    (spoiled.parent / "outside" / "tuning.json").write_text("{}")
+    edit(spoiled, lambda manifest: manifest.update(tuning="../outside/tuning.json"))
+    with pytest.raises(BadBundle, match=r"lists no hash for \.\./outside/tuning\.json"):
+        Bundle.open(spoiled)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": ["happy"]}, "not those of the decision"),
+        ({"members": []}, "members"),
+        ({"views": []}, "views"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"max_batch": 10**30}, "max_batch"),
+        ({"face_shape": [0, 32, 1]}, "face_shape"),
+        ({"face_shape": [10**9, 10**9, 1]}, "face_shape"),
+        ({"run": "\0"}, "run"),
+        ({"gate": {"x": {"verdict": "not judged", "reason": ""}}}, "'x' is no precision"),
+        ({"choice": {"passes": {"7:identity": 1.0}}}, "not of these members and views"),
+        ({"choice": {"passes": {"x:identity": 1.0}}}, "invalid literal"),
+    ],
+)
+def test_a_manifest_whose_fields_make_no_sense(change, said, spoiled):
+    manifest = json.loads((spoiled / "manifest.json").read_text()) | change
+    (spoiled / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadBundle, match=said):
+        Bundle.open(spoiled)
+
+
+def test_a_view_can_only_be_the_same_as_an_earlier_one(spoiled):
+    manifest = json.loads((spoiled / "manifest.json").read_text())
+    manifest["views"][0]["same_as"] = manifest["views"][1]["name"]
+    (spoiled / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadBundle, match="does not come before it"):
+        Bundle.open(spoiled)
+
+
+def test_the_next_command_is_one_command(spoiled):
+    """Whatever the manifest says: people copy it."""
+    manifest = json.loads((spoiled / "manifest.json").read_text()) | {"run": "x; touch written\n\x1b[2J #"}
+    (spoiled / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadBundle, match="was changed") as caught:
+        Bundle.open(spoiled)
+    assert "\x1b" not in caught.value.hint
+    words = subprocess.run(
+        ["/bin/sh", "-c", f"printf '%s|' {caught.value.hint}"], capture_output=True, text=True, check=True, cwd=spoiled
+    ).stdout.split("|")
+    assert words[:2] == ["emoexport", "build"]
+    assert "touch written" in words[2]
+    assert words[3] == "-o"
+
+
+def test_what_is_quoted_moves_no_cursor():
+    error = UsageError("a\x1b[2J\ud800\x9bb\nc", hint="\x07")
+    assert str(error) == "a\\x1b[2J\\ud800\\x9bb\nc"
+    assert error.hint == "\\x07"
+
+
+# Graphs
+
+
+def of_weights(spoiled: Path, **told: str) -> Path:
+    """Have the FP32 graph say of the weights of one tensor that they are elsewhere."""
+    path = spoiled / "model.fp32.onnx"
+    model = onnx.load(path)
+    tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    (path.parent / f"{path.name}.data").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in told.items():
+        tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    reseal(spoiled, path.name)
+    return path
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("../outside/x", "/etc/hostname", "/dev/zero", "labels.txt", "model.int8.onnx", "model.fp32.onnx", ""),
+        *("./model.fp32.onnx.data", "*/_ORT_MEM_ADDR_/*", "\\\\host\\share\\x"),
+    ],
+)
+def test_a_graph_can_name_no_file_but_that_of_its_weights(place, spoiled):
+    """CVE-2022-25882, CVE-2024-27318, CVE-2025-51480; and an address in memory that ONNX Runtime would read."""
+    of_weights(spoiled, location=place, offset="0")
+    with pytest.raises(BadBundle, match=r"has its weights in .*; they may be in model\.fp32\.onnx\.data alone"):
+        Bundle.open(spoiled)
+
+
+def test_its_own_weights_must_be_listed_and_no_link(spoiled):
+    of_weights(spoiled, location="model.fp32.onnx.data")
+    with pytest.raises(BadBundle, match="if that is listed"):
+        Bundle.open(spoiled)
+    data = spoiled / "model.fp32.onnx.data"
+
+    def listed(manifest: dict[str, Any]) -> None:
+        manifest["files"][data.name] = {"sha256": "", "bytes": 0}
+
+    edit(spoiled, listed)
+    reseal(spoiled, data.name)
+    wanted = emoexport.load(spoiled).run(np.zeros((1, 32, 32, 1), np.uint8))
+    assert wanted.label.shape == (1,)
+    data.rename(spoiled.parent / "outside" / data.name)
+    data.symlink_to(spoiled.parent / "outside" / data.name)
+    with pytest.raises(BadBundle, match="outside the bundle"):
+        Bundle.open(spoiled)
+
+
+@pytest.mark.parametrize("told", [{"offset": "9" * 18}, {"offset": "-1"}, {"length": "1"}, {"offset": "x"}])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_weights_that_are_not_where_they_are_said_to_be(told, engine, spoiled):
+    of_weights(spoiled, location="model.fp32.onnx.data", **told)
+    edit(spoiled, lambda manifest: manifest["files"].update({"model.fp32.onnx.data": {"sha256": "", "bytes": 0}}))
+    reseal(spoiled, "model.fp32.onnx.data")
+    with pytest.raises(BadBundle, match="cannot load"):
+        emoexport.load(spoiled, engine=engine, precision="fp32")
+
+
+def test_all_places_where_onnx_keeps_weights_are_known():
+    """A version of onnx with another one fails here."""
+    known: dict[str, dict[int, str]] = {}
+    leads = {"StringStringEntryProto"}
+    messages = onnx.onnx_pb.DESCRIPTOR.message_types_by_name if hasattr(onnx, "onnx_pb") else {}
+    messages = messages or onnx.ModelProto.DESCRIPTOR.file.message_types_by_name
+    entries = [("TensorProto", onnx.TensorProto.DESCRIPTOR.fields_by_name["external_data"])]
+    while entries:
+        found = []
+        for owner, field in entries:
+            known.setdefault(owner, {})[field.number] = field.message_type.name
+            leads.add(owner)
+        for name, message in messages.items():
+            for field in message.fields:
+                kind = field.message_type.name if field.message_type is not None else ""
+                if kind in leads - {"StringStringEntryProto"} and field.number not in known.get(name, {}):
+                    found.append((name, field))
+        entries = found
+    reached = {"ModelProto"}
+    while (more := reached | {kind for name in reached for kind in known.get(name, {}).values()}) != reached:
+        reached = more
+    assert {name: fields for name, fields in known.items() if name in reached} == WITHIN
+
+
+def test_a_graph_that_is_cut_where_places_are_named(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"\x3a\xff\x01location")
+    with pytest.raises(BadBundle, match="cut short"):
+        require_own_weights(tmp_path / "x.onnx", listed=True)
+    (tmp_path / "x.onnx").write_bytes(b"\x3b\x08location")
+    with pytest.raises(BadBundle, match="group"):
+        require_own_weights(tmp_path / "x.onnx", listed=True)
+    (tmp_path / "x.onnx").write_bytes(b"")
+    require_own_weights(tmp_path / "x.onnx", listed=True)
+    assert places_of_weights(tmp_path / "x.onnx") == set()
+
+
+def rewritten(spoiled: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    path = spoiled / "model.fp32.onnx"
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    reseal(spoiled, path.name)
+
+
+def nan(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.raw_data = b"\xff" * len(tensor.raw_data)
+
+
+def without_scores(model: onnx.ModelProto) -> None:
+    del model.graph.output[1]
+
+
+def of_other_faces(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("change", [nan, without_scores, of_other_faces])
+def test_a_graph_that_answers_no_outcome_is_not_used(change, spoiled):
+    rewritten(spoiled, change)
+    with pytest.raises((BadBundle, EngineFailed), match=r"answers what is no|fails in a call|cannot load"):
+        emoexport.load(spoiled, engine="onnxruntime", precision="fp32")
+
+
+def test_a_graph_of_other_emotions_is_not_used(spoiled):
+    def fewer(manifest: dict[str, Any]) -> None:
+        manifest["labels"] = manifest["decision"]["labels"] = manifest["labels"][:6]
+        manifest["decision"].update(thresholds={}, pairs=[])
+
+    edit(spoiled, fewer)
+    with pytest.raises(BadBundle, match="no probabilities of 6 emotions"):
+        emoexport.load(spoiled, engine="onnxruntime", precision="fp32")
+
+
+def test_a_graph_of_unknown_types_is_a_sentence(spoiled, call):
+    rewritten(spoiled, lambda model: model.graph.initializer.add(name="x", dims=[2**40], data_type=99))
+    code, _, err = call("inspect", spoiled)
+    assert code == 4
+    assert "cannot be read as ONNX" in err
+
+
+class Odd(Engine):
+    """Answers what a test wants."""
+
+    backend = "odd"
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        super().__init__(precision="fp32", face_shape=(2, 2, 1), max_batch=4)
+        self.answer = answer
+
+    def _run(self, faces: np.ndarray) -> Any:
+        return self.answer()
+
+    def _scores(self, faces: np.ndarray) -> Any:
+        return self.answer()
+
+
+def outcome(**changes: Any) -> Outcome:
+    return Outcome(np.full((2, 4), 0.25, np.float32), np.array([0, 3]), np.array([0.25, 0.25], np.float32))._replace(
+        **changes
+    )
+
+
+def fail() -> Outcome:
+    raise RuntimeError("a runtime's own")
+
+
+def test_what_an_engine_answers_is_held_against_what_was_asked():
+    two = np.zeros((2, 2, 2, 1), np.uint8)
+
+    def decided(engine: Engine) -> Outcome:
+        return runtime._outcome_of(engine, two, batch=4, labels=4)
+
+    def scored(engine: Engine) -> np.ndarray:
+        return runtime._scores_of(engine, two, batch=4)
+
+    assert decided(Odd(outcome)).label.tolist() == [0, 3]
+    for wrong in (
+        {"probabilities": np.full((2, 4), np.nan, np.float32)},
+        {"probabilities": np.full((2, 4), 0.5, np.float32)},
+        {"probabilities": np.array([[2, -1, 0, 0]] * 2, np.float32)},
+        {"probabilities": np.full((3, 4), 0.25, np.float32)},
+        {"probabilities": np.full(4, 0.25, np.float32)},
+        {"label": np.array([0, 4])},
+        {"label": np.array([-1, 0])},
+        {"label": np.array([0.0, 1.0])},
+        {"label": np.array([0])},
+        {"confidence": np.array([np.inf, 0], np.float32)},
+        {"confidence": np.zeros((2, 1), np.float32)},
+    ):
+        with pytest.raises(BadBundle, match="odd-fp32 answers what is no"):
+            decided(Odd(lambda wrong=wrong: outcome(**wrong)))
+    for asked in (decided, scored):
+        with pytest.raises(EngineFailed, match="odd-fp32 fails in a call: a runtime's own"):
+            asked(Odd(fail))
+    with pytest.raises(BadBundle, match="answers scores"):
+        scored(Odd(lambda: np.zeros((3, 1, 1, 4), np.float32)))
+
+
+# What was found by fuzzing
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_once_was_taken_badly_is_a_sentence_or_an_answer(name):
+    ends: Counter[bool] = Counter()
+    for seed in seeds_of(name):
+        for data in (seed, seed[: len(seed) // 2], seed[::-1]):
+            try:
+                TARGETS[name].run(data)
+                ends[True] += 1
+            except EmoexportError:
+                ends[False] += 1
+    assert ends[True]
+
+
+def test_a_manifest_is_a_manifest():
+    """So that the seeds of its target are what they are said to be."""
+    for seed in TARGETS["manifest"].seeds():
+        assert Manifest.model_validate_json(seed).passes_a_face
