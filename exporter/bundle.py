@@ -15,7 +15,7 @@ build/x/
 
 import os
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -47,11 +47,12 @@ __all__ = [
     "PackageEntry",
     "ProvenanceEntry",
     "ViewEntry",
+    "refuse_absurd_size",
 ]
 
 MANIFEST_FILE = "manifest.json"
 _MOST_BYTES = 2**36
-"""Of all files together: the largest bundles have a few thousand millions, and every byte is read before it is used."""
+"""Of all files together; the largest bundles have a few thousand millions."""
 
 
 class MemberEntry(Record):
@@ -307,9 +308,7 @@ class Bundle:
         again = _command(path, manifest)
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
-        total = sum(file.bytes for file in manifest.files.values())
-        if total > _MOST_BYTES:
-            raise BadBundle(f"{path} would have {total:,} bytes; the limit is {_MOST_BYTES:,}.", hint=again)
+        refuse_absurd_size(path, manifest.files, hint=again)
         for name, file in manifest.files.items():
             _check_file(path, name, file, hint=again)
         for named in [*(entry.file for entry in manifest.opened.values()), manifest.tuning]:
@@ -385,6 +384,17 @@ class Bundle:
     def run(self) -> Path:
         """The training run that the bundle was built from."""
         return _run_of(self.path, self.manifest)
+
+
+def refuse_absurd_size(folder: Path, files: Mapping[str, FileEntry], *, hint: str) -> None:
+    """Before every byte is read, so that a hole of a disk's size is not.
+
+    Raises:
+        BadBundle: if files are said to have more bytes together than a bundle can have.
+    """
+    total = sum(file.bytes for file in files.values())
+    if total > _MOST_BYTES:
+        raise BadBundle(f"{folder} would have {total:,} bytes; the limit is {_MOST_BYTES:,}.", hint=hint)
 
 
 def _run_of(bundle: Path, manifest: Manifest) -> Path:

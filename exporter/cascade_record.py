@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from emoexport.bundle import Bundle, FileEntry
+from emoexport.bundle import Bundle, FileEntry, refuse_absurd_size
 from emoexport.cascade import Cascade
 from emoexport.cascade_certificate import CascadeCertificate
 from emoexport.cascade_stages import Calls
@@ -200,6 +200,7 @@ def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
     """
     record, folder = record_of(bundle, name), bundle.path / CASCADES / name
     again = f"emoexport cascade {bundle.path}"
+    refuse_absurd_size(folder, record.files, hint=again)
     for file, entry in record.files.items():
         path = folder / file
         is_inside = Path(file).name == file and not path.is_symlink() and lies_inside(path, bundle.path)

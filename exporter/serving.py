@@ -29,7 +29,7 @@ from emoexport import __version__
 from emoexport.batching import Answer, Batcher, EngineFailed, Overloaded, ShuttingDown
 from emoexport.config import Record
 from emoexport.detection import DetectedFace, Detector
-from emoexport.errors import BadInput, EmoexportError
+from emoexport.errors import BadBundle, BadInput, EmoexportError
 from emoexport.images import open_picture
 from emoexport.prediction import face_at
 from emoexport.runtime import Session
@@ -230,6 +230,8 @@ class Service:
             seen = await self._read(self._look, data, False)
             try:
                 scores = (await self._read(self.session.scores, seen.faces))[0]
+            except BadBundle as err:
+                raise EngineFailed(f"the engine failed in this call: {str(err).partition(chr(10))[0]}") from err
             except BadInput as err:
                 return JSONResponse({"scores": None, "why": f"{err}"})
         return JSONResponse(about_votes(self.session, scores))

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from vote_cubes import vote_cube
 
 import emoexport
 from emoexport import cascading, pass_opening
-from emoexport.bundle import Bundle, Manifest
+from emoexport.bundle import Bundle, FileEntry, Manifest
 from emoexport.cascade_claim import Claim
 from emoexport.cascade_fit import fit_cascade
 from emoexport.cascade_record import CascadeRecord, cascades_in, read_cascade
@@ -23,6 +24,7 @@ from emoexport.cascade_stages import Calls, choose_stages, milliseconds_a_face, 
 from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadBundle, BadInput, UsageError
+from emoexport.files import sha256_of
 from emoexport.metamorphic import check_relations
 from emoexport.opening import open_cascade, open_engines
 from emoexport.pass_engine import CascadeEngine, numbered
@@ -366,6 +368,35 @@ def test_cascades_that_were_changed_are_not_used(made, tmp_path, what):
     with pytest.raises(BadBundle, match=r"was changed|is missing|of another bundle") as caught:
         read_cascade(changed, name)
     assert caught.value.hint.startswith("emoexport cascade")
+
+
+def resealed(folder: Path, **changes: object) -> None:
+    """What a cascade's record says, with a digest that fits."""
+    record = CascadeRecord.parse_json(folder / "cascade.json")
+    (folder / "cascade.json").write_text(record.model_copy(update=changes).sealed().to_json())
+
+
+def test_cascades_whose_record_was_made_to_fit_are_not_used_either(made, tmp_path):
+    bundle, record = made
+    shutil.copytree(bundle.path, tmp_path / "b")
+    copy, folder = dataclasses.replace(bundle, path=tmp_path / "b"), tmp_path / "b" / "cascades" / record.engine
+    graph = folder / "member-1.onnx"
+    entry = record.files[graph.name]
+    resealed(folder, files=record.files | {graph.name: entry.model_copy(update={"bytes": 2**40})})
+    with pytest.raises(BadBundle, match="the limit is"):
+        read_cascade(copy, record.engine)
+    model = onnx.load(graph)
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="../../labels.txt")
+    graph.write_bytes(model.SerializeToString())
+    entry = FileEntry(sha256=sha256_of(graph), bytes=graph.stat().st_size)
+    resealed(folder, files=record.files | {graph.name: entry})
+    with pytest.raises(BadBundle, match=r"has its weights in '\.\./\.\./labels\.txt'"):
+        read_cascade(copy, record.engine)
+    (folder / "cascade.json").rename(tmp_path / "cascade.json")
+    (folder / "cascade.json").symlink_to(tmp_path / "cascade.json")
+    with pytest.raises(BadBundle, match="leads out of"):
+        read_cascade(copy, record.engine)
 
 
 @pytest.mark.slow

@@ -235,11 +235,18 @@ def test_reports_that_are_nested_too_deep_are_not_shown(spoiled):
 
 
 @pytest.mark.parametrize(
-    "name", ["x" * 300, "x/" * 3000 + "x", "a\0b", "..\\outside\\x", "../outside/x", "/etc/hostname", ".", "\x1b[2J"]
+    ("name", "said"),
+    [
+        ("x" * 300, "cannot be read: File name too long"),
+        ("x/" * 3000 + "x", "cannot be read: File name too long"),
+        (".", "is missing"),
+        ("\x1b[2J", r"\\x1b\[2J is missing"),
+        *((name, "outside the bundle") for name in ("a\0b", "..\\outside\\x", "../outside/x", "/etc/hostname")),
+    ],
 )
-def test_names_of_files_that_are_none(name, spoiled):
+def test_names_of_files_that_are_none(name, said, spoiled):
     edit(spoiled, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
-    with pytest.raises(BadBundle) as caught:
+    with pytest.raises(BadBundle, match=said) as caught:
         Bundle.open(spoiled)
     assert str(caught.value).isprintable()
 

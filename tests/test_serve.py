@@ -28,7 +28,7 @@ from emoexport.batching import Batcher, Call, EngineFailed, Overloaded, Shutting
 from emoexport.decision import Decision, PairRule
 from emoexport.detection import Detector
 from emoexport.engines.certificate import Certificate
-from emoexport.errors import BadData, BadInput, UsageError
+from emoexport.errors import BadBundle, BadData, BadInput, UsageError
 from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
 from emoexport.serving import ServeSettings, Service
@@ -373,6 +373,14 @@ def test_every_pass_of_a_face_is_told_and_why_there_is_none(client, session, fac
         found = sent(other, png(faces[0][0]), "/v1/explain")
         assert found.status_code == 200
         assert found.json() == {"scores": None, "why": "a cascade computes other passes of every face, and tells none."}
+
+    def fail(_: np.ndarray) -> np.ndarray:
+        raise BadBundle("onnxruntime-fp32 fails in a call: out of memory")
+
+    with client_of(Stub(session, said, scores=fail)) as other:
+        found = sent(other, png(faces[0][0]), "/v1/explain")
+        assert found.status_code == 500
+        assert found.json()["error"].endswith("onnxruntime-fp32 fails in a call: out of memory")
 
 
 def test_the_model_says_what_it_is_and_what_is_certified(client, session):

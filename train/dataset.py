@@ -343,12 +343,7 @@ def _parquet_rows(paths: list[Path]) -> Iterator[_Row]:
             yield from _parquet_file_rows(path)
         except BadData:
             raise
-        except (
-            pa.ArrowException,
-            OSError,
-            OverflowError,
-            ValueError,
-        ) as err:  # text that is no UTF-8, and impossible dates
+        except (pa.ArrowException, OSError, OverflowError, ValueError) as err:  # the last two of text and of dates
             raise BadData(f"{path} cannot be read as Parquet: {err}.") from err
 
 

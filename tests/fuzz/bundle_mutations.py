@@ -76,6 +76,15 @@ def spoil(bundle: Path, number: int, *, sealed: bool | None = None) -> Damage:
     return Damage(file, f"{how} {told}".strip(), sealed)
 
 
+def spoil_record(data: bytes, folder: Path, number: int) -> bytes:
+    """Change something in a JSON document, in a folder to work in; the same bytes if it is none."""
+    rng, file = random.Random(number), folder / "record.json"
+    file.write_bytes(data)
+    with contextlib.suppress(ValueError, AttributeError, IndexError, TypeError, RecursionError):
+        _JSON[rng.choice(sorted(_JSON))](rng, file)
+    return file.read_bytes()
+
+
 def reseal(bundle: Path, file: str, *, keep: bool = False) -> None:
     """Make sizes, hashes and digests fit again, as anybody can.
 

@@ -47,6 +47,8 @@ def fuzz(name: str, arguments: list[str]) -> None:
     with atheris.instrument_imports(include=["emoexport", "PIL", "csv", "json"]):
         from targets import TARGETS
 
+    from bundle_mutations import spoil_record
+
     from emoexport.errors import EmoexportError
 
     def read(data: bytes) -> None:
@@ -55,7 +57,14 @@ def fuzz(name: str, arguments: list[str]) -> None:
         except EmoexportError:
             return  # a sentence
 
-    atheris.Setup([sys.argv[0], *arguments], read)
+    def mutate(data: bytes, most: int, number: int) -> bytes:
+        if not TARGETS[name].is_json or number % 2:
+            return atheris.Mutate(data, most)
+        with tempfile.TemporaryDirectory() as folder:
+            changed = spoil_record(data, Path(folder), number)
+        return changed if len(changed) <= most else atheris.Mutate(data, most)
+
+    atheris.Setup([sys.argv[0], *arguments], read, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -39,6 +39,8 @@ class Target:
     """Given bytes and an empty folder."""
     seeds: Callable[[], list[bytes]]
     """Where to begin: drawn, or written out."""
+    is_json: bool = False
+    """Whether the search is to change fields as well as bytes."""
 
     def run(self, data: bytes) -> None:
         """Read bytes in a folder of their own."""
@@ -232,10 +234,10 @@ def _graphs() -> list[bytes]:
 
 
 TARGETS = {
-    "manifest": Target(read=manifest, seeds=_manifests),
-    "passport": Target(read=passport, seeds=_passports),
+    "manifest": Target(read=manifest, seeds=_manifests, is_json=True),
+    "passport": Target(read=passport, seeds=_passports, is_json=True),
     "csv": Target(read=table, seeds=_tables),
-    "votes": Target(read=votes, seeds=_votes),
+    "votes": Target(read=votes, seeds=_votes, is_json=True),
     "parquet": Target(read=parquet, seeds=_parquets),
     "picture": Target(read=picture, seeds=_pictures),
     "graph": Target(read=graph, seeds=_graphs),
