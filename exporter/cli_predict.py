@@ -74,11 +74,12 @@ def predict(
     if paths and camera is not None:
         raise UsageError("found paths and a camera; needed is one of them.", hint="leave out --camera")
     from emoexport.detection import Detector  # noqa: PLC0415
-    from emoexport.pictures import find_files  # noqa: PLC0415
+    from emoexport.pictures import find_files, require_readers  # noqa: PLC0415
     from emoexport.prediction_formats import annotate, format_of, open_writer, require_writable  # noqa: PLC0415
     from emoexport.runtime import load  # noqa: PLC0415
 
     files = find_files(paths or ())
+    require_readers(files)
     require_writable(out, annotated, files)
     writer_type = format_of(form, out)
     detector = Detector() if detect else None

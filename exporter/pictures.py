@@ -24,6 +24,7 @@ __all__ = [
     "picture_endings",
     "pictures_in",
     "pictures_of_camera",
+    "require_readers",
 ]
 
 _VIDEOS = {
@@ -72,10 +73,13 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         is_there = os.path.lexists(path)
         named = [path] if is_there else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute ones too)
         if not named:
-            raise UsageError(f"there is no file, folder or match for '{path}'.", hint="name what is there")
+            hint = "name what is there; or emoexport data draw photos/, for faces to try it on"
+            raise UsageError(f"there is no file, folder or match for '{path}'.", hint=hint)
         inside = [file for name in named for file in (_inside(name) if os.path.isdir(name) else [Path(name)])]  # noqa: PTH112
         if not inside:
-            raise UsageError(f"in {path} is no picture and no video.", hint="name another folder")
+            has_tables = any(next(Path(name).rglob("*.parquet"), None) for name in named)
+            hint = f"emoexport score {path} --out preds/ reads Parquet" if has_tables else "name another folder"
+            raise UsageError(f"in {path} is no picture and no video.", hint=hint)
         found |= dict.fromkeys(inside)
     return list(found)
 
@@ -97,18 +101,25 @@ def picture_endings() -> set[str]:
     return _UNDECODED | {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
+def require_readers(files: Sequence[Path]) -> None:
+    """Before anything slow is done.
+
+    Raises:
+        MissingRuntime: if there are videos alone, and no OpenCV.
+    """
+    if files and all(file.suffix.lower() in _VIDEOS for file in files):
+        import_opencv()
+
+
 def pictures_in(
     files: Sequence[Path], *, every: int = 1, done: Callable[[int], object] = lambda _: None
 ) -> Iterator[Picture | Unreadable]:
     """Read files one after the other, each when it is asked for.
 
     Args:
-        files: pictures and videos.
+        files: pictures and videos; these cannot be read without OpenCV.
         every: of videos each n-th frame.
         done: called with 1 after each file.
-
-    Raises:
-        MissingRuntime: at a video, if OpenCV is not installed.
     """
     for file in files:
         source = os.fsencode(file).decode(errors="backslashreplace")
@@ -124,6 +135,8 @@ def pictures_in(
                 yield Picture(source=source, image=open_picture(read_picture(file)))
         except BadData as err:
             yield Unreadable(source=source, reason=str(err))
+        except MissingRuntime as err:  # of a video; pictures need no more than is here
+            yield Unreadable(source=source, reason=f"{err} Next: {err.hint}")
         except OSError as err:
             yield Unreadable(source=source, reason=f"it cannot be read: {err.strerror}.")
         done(1)

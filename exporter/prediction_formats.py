@@ -232,15 +232,22 @@ def require_writable(out: Path | None, folder: Path | None, files: Sequence[Path
     """
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; needed is a directory.", hint="name another --annotate")
-    if out is None:
-        return
-    if out.is_dir():
-        raise UsageError(f"{out} is a directory; needed is a file.", hint=f"-o {out / 'faces.csv'}")
-    if out.exists() and any(file.exists() and file.samefile(out) for file in files):
-        raise UsageError(f"{out} is one of the files that are read, so it is not replaced.", hint="name another output")
-    parent = next(above for above in (out.absolute().parent, *out.absolute().parents) if above.exists())
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"nothing can be written to {parent}.", hint="name another output")
+    if out is not None:
+        if str(out) == "-":
+            raise UsageError("found -o -; answers go to standard output without it.", hint="--format csv, without -o")
+        if out.is_dir():
+            raise UsageError(f"{out} is a directory; needed is a file.", hint=f"-o {out / 'faces.csv'}")
+        if out.exists() and any(file.exists() and file.samefile(out) for file in files):
+            raise UsageError(f"{out} is one of the files that are read, so it is not replaced.", hint="name another -o")
+        _require_room(out.absolute().parent)
+    if folder is not None:
+        _require_room(folder.absolute())
+
+
+def _require_room(folder: Path) -> None:
+    above = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(above, os.W_OK):
+        raise UsageError(f"nothing can be written to {above}.", hint="name another output")
 
 
 @contextmanager

@@ -383,7 +383,8 @@ MISTAKES = [
     ("predict {photo}", 2, "nothing is named, and there is no build/*/manifest.json", "emoexport build"),
     ("predict {photo} -b no/such/bundle", 4, "no/such/bundle is no bundle", "emoexport build runs/x -o build/x"),
     ("predict {photo} -b {torn}", 4, "{torn}/model.fp32.onnx has", "emoexport build "),
-    ("predict no.png -b {bundle}", 2, "there is no file, folder or match for 'no.png'.", "name what is there"),
+    ("predict no.png -b {bundle}", 2, "there is no file, folder or match for 'no.png'.", "name what is there; or"),
+    ("predict {photo} -b {bundle} -o -", 2, "found -o -; answers go to standard output without it.", "--format csv"),
     ("predict {empty} -b {bundle}", 2, "in {empty} is no picture and no video.", "name another folder"),
     (
         "predict {photo} --camera 0 -b {bundle}",

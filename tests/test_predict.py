@@ -387,8 +387,15 @@ def test_what_is_live_is_answered_at_once(bundle, drawn):
     assert asked == [0]
 
 
-def test_without_the_extra_the_command_to_install_is_told(monkeypatch):
+def test_without_the_extra_the_command_to_install_is_told(call, bundle, folder, monkeypatch):
+    """And a video costs itself, not the pictures beside it."""
     monkeypatch.setitem(sys.modules, "cv2", None)
+    (folder / "clip.mp4").write_bytes(b"x")
+    code, out, err = call("predict", folder / "0.png", folder / "clip.mp4", "-b", bundle.path, "--format", "csv")
+    assert (code, len(out.splitlines())) == (4, 2)
+    assert "clip.mp4: OpenCV is not installed here. Next: pip install 'emoexport[detect]'" in err
+    code, _, err = call("predict", folder / "clip.mp4", "-b", bundle.path)
+    assert (code, err.splitlines()[0]) == (3, "error: OpenCV is not installed here.")
     with pytest.raises(MissingRuntime, match="OpenCV is not installed here") as caught:
         Detector()
     assert caught.value.hint == "pip install 'emoexport[detect]'"
