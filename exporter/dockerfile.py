@@ -32,7 +32,7 @@ DOCKER = Target(
 
 _PACKAGES = ("emoexport", "emoexport.engines", "emoexport.train", "emoexport.calib")
 
-_COMMON = ("numpy", "pillow", "psutil", "pydantic", "rich", "scipy", "typer")
+_COMMON = ("filelock", "numpy", "pillow", "psutil", "pydantic", "rich", "scipy", "typer")
 """What `emoexport predict` imports, beside a runtime."""
 
 _CUDA = ("onnxruntime-gpu[cuda,cudnn]", "nvidia-cublas")
