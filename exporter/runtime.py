@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, use_unchanged
 from emoexport.cascade_drift import ExitDrift, exit_drift
 from emoexport.cascade_record import cascades_in, read_cascade
 from emoexport.engines import BACKENDS, Backend, require_known, require_known_device
@@ -107,14 +107,17 @@ def load(
         require_known([engine])
         if device not in (None, BACKENDS[engine].device):
             raise UsageError(f"{engine} runs on {BACKENDS[engine].device}, and {device} is asked for.")
-    opened = Bundle.open(Path(bundle))
-    most = MOST_FACES if cascade else opened.manifest.max_batch
-    if batch is not None and not 1 <= batch <= most:
-        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.")
     limits = {"threads": threads, "cache": Path(cache) if cache else None}
-    if cascade is not None:
-        return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)
-    return Session(opened, _choose(opened, engine, precision, device, batch, limits), batch)
+
+    def session_of(opened: Bundle) -> Session:
+        most = MOST_FACES if cascade else opened.manifest.max_batch
+        if batch is not None and not 1 <= batch <= most:
+            raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.")
+        if cascade is not None:
+            return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)
+        return Session(opened, _choose(opened, engine, precision, device, batch, limits), batch)
+
+    return use_unchanged(Path(bundle), session_of)
 
 
 class Session:
