@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, writes_bundle
 from emoexport.clock import timestamp
 from emoexport.engines import BACKENDS, require_known, require_known_device
 from emoexport.engines.base import Engine
@@ -77,6 +77,7 @@ def plan_bench(
     return found
 
 
+@writes_bundle
 def bench(
     bundle: Bundle,
     *,

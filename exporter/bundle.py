@@ -13,12 +13,14 @@ build/x/
   reports/             what verify and bench found; not part of the manifest
 """
 
+import functools
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +29,13 @@ from pydantic import Field, model_validator
 from emoexport.clock import timestamp
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
-from emoexport.errors import BadBundle
+from emoexport.errors import BadBundle, BadInput
 from emoexport.external_data import require_own_weights
-from emoexport.files import lies_inside, sha256_of, write_text
+from emoexport.files import changed_directory, lies_inside, sha256_of, write_text, writing
 from emoexport.passes import Choice, Weight, pass_weights
 from emoexport.precision import PRECISIONS, precisions_named
 from emoexport.statistics import Estimate
+from emoexport.temporaries import sweep_below
 
 __all__ = [
     "MANIFEST_FILE",
@@ -48,6 +51,8 @@ __all__ = [
     "ProvenanceEntry",
     "ViewEntry",
     "refuse_absurd_size",
+    "use_unchanged",
+    "writes_bundle",
 ]
 
 MANIFEST_FILE = "manifest.json"
@@ -293,19 +298,25 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
-        """Read the manifest and check every file.
+        """Read the manifest and check every file; of a bundle that is replaced meanwhile, the new one.
 
         Raises:
             BadBundle: if there is no bundle, or a file is missing, cut short, changed or outside of it, or a graph has
                 its weights in a file that is not its own.
         """
+        return use_unchanged(path, lambda opened: opened)
+
+    @classmethod
+    def _open(cls, path: Path) -> "Bundle":
         if not (path / MANIFEST_FILE).is_file():
             raise BadBundle(
                 f"{path} is no bundle: there is no {MANIFEST_FILE} in it.",
-                hint="emoexport build runs/x -o build/x",
+                hint=_instead_of(path),
             )
         manifest = Manifest.parse_json(path / MANIFEST_FILE, inside=path, error=BadBundle)
         again = _command(path, manifest)
+        if not _run_of(path, manifest).is_dir():
+            again = f"copy it anew from where it was built; or there {again}"
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
         refuse_absurd_size(path, manifest.files, hint=again)
@@ -317,6 +328,27 @@ class Bundle:
         for graph in manifest.graphs.values():
             require_own_weights(path / graph.file, listed=f"{graph.file}.data" in manifest.files)
         return cls(path=path, manifest=manifest)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it still stands there, and was not replaced since it was opened."""
+        return _digest_at(self.path) == self.manifest.digest
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the one command that writes into it, from here to the end of the block.
+
+        Raises:
+            Busy: if another command is writing it.
+            BadBundle: if it was replaced since it was opened: what is known of it does not belong into the new one.
+        """
+        with writing(self.path):
+            if not self.is_current:
+                raise BadBundle(
+                    f"{self.path} was replaced or removed since it was opened.", hint="the same command again"
+                )
+            sweep_below(self.path)
+            yield
 
     def graph(self, precision: str) -> Path:
         """The ONNX file of a precision.
@@ -371,10 +403,26 @@ class Bundle:
         """The command that makes this bundle again, with further precisions, and by another tuning."""
         return _command(self.path, self.manifest, *precisions, tuning=tuning)
 
-    def write_report(self, name: str, report: Record, markdown: str) -> None:
-        """Write `reports/<name>.json` and `.md`."""
-        write_text(self.path / "reports" / f"{name}.json", report.to_json())
-        write_text(self.path / "reports" / f"{name}.md", markdown)
+    def write_report(
+        self, name: str, report: Record, markdown: str, *, write: Callable[[Path], object] | None = None
+    ) -> None:
+        """Write `reports/<name>.json` and `.md` at once, and what goes with them.
+
+        Args:
+            name: of the report.
+            report: for programs.
+            markdown: for people.
+            write: called with the folder to write more into it.
+
+        Raises:
+            Busy, BadBundle: as `writing`.
+            DiskFull: if there is no room for it.
+        """
+        with self.writing(), changed_directory(self.path / "reports") as reports:
+            write_text(reports / f"{name}.json", report.to_json())
+            write_text(reports / f"{name}.md", markdown)
+            if write is not None:
+                write(reports)
 
     @property
     def built(self) -> str:
@@ -397,8 +445,68 @@ def refuse_absurd_size(folder: Path, files: Mapping[str, FileEntry], *, hint: st
         raise BadBundle(f"{folder} would have {total:,} bytes; the limit is {_MOST_BYTES:,}.", hint=hint)
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def writes_bundle(function: Callable[Concatenate[Bundle, _P], _T]) -> Callable[Concatenate[Bundle, _P], _T]:
+    """Let a function that takes a bundle first be the one that writes into it, as long as it runs.
+
+    Raises:
+        Busy, BadBundle: as `Bundle.writing`.
+    """
+
+    @functools.wraps(function)
+    def alone(bundle: Bundle, /, *args: _P.args, **settings: _P.kwargs) -> _T:
+        with bundle.writing():
+            return function(bundle, *args, **settings)
+
+    return alone
+
+
+def use_unchanged(path: Path, use: Callable[[Bundle], _T]) -> _T:
+    """Open a bundle and do something with its files that takes a moment; again if it was replaced in that moment.
+
+    Raises:
+        BadBundle: if it is replaced again and again.
+        Exception: as opening it or `use` does, of a bundle that stayed the same.
+    """
+    for _ in range(_TRIES):
+        before = _digest_at(path)
+        try:
+            found = use(Bundle._open(path))  # its manifest may be a newer one than that before: then it is read again
+        except Exception:
+            if _digest_at(path) == before:
+                raise
+        else:
+            if _digest_at(path) == before:
+                return found
+            del found  # before another is opened
+    raise BadBundle(f"{path} was replaced {_TRIES} times while it was opened.", hint="wait until that has ended")
+
+
+_TRIES = 5
+"""To open a bundle that is replaced meanwhile."""
+
+
+def _digest_at(bundle: Path) -> str:
+    """That of the manifest there; nothing if there is none that can be read."""
+    try:
+        return Manifest.parse_json(bundle / MANIFEST_FILE).digest
+    except BadInput:
+        return ""
+
+
 def _run_of(bundle: Path, manifest: Manifest) -> Path:
     return (bundle.resolve() / manifest.run).resolve()
+
+
+def _instead_of(path: Path) -> str:
+    """What whoever took this for a bundle may have wanted."""
+    if (path / "run.json").is_file():
+        return f"emoexport build {shlex.quote(str(path))}"
+    there = sorted(Path("build").glob(f"*/{MANIFEST_FILE}"))
+    return f"name one that is there, as {there[0].parent}" if there else "emoexport build runs/x -o build/x"
 
 
 def _command(bundle: Path, manifest: Manifest, *precisions: str, tuning: Path | None = None) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import Bundle, FileEntry
+from emoexport.bundle import Bundle, FileEntry, writes_bundle
 from emoexport.cascade import Cascade
 from emoexport.cascade_certificate import CascadeCertificate, certify, p_value
 from emoexport.cascade_claim import Claim, Fitted, fitted
@@ -49,10 +48,12 @@ from emoexport.scoring import (
     reference_engine,
     score_faces,
 )
+from emoexport.temporaries import temporary_directory
 
 __all__ = ["Prepared", "finish_cascade", "make_cascade", "prepare_cascade", "require_batch"]
 
 
+@writes_bundle
 def make_cascade(
     bundle: Bundle,
     claim: Claim,
@@ -98,11 +99,11 @@ def make_cascade(
     sources: dict[str, Any] = {"data": data, "run": run, "console": console}
     target = bundle.path / CASCADES
     target.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".cascade.", dir=target) as scratch:
+    with temporary_directory(target / "cascade") as scratch:
         prepared = prepare_cascade(
             bundle,
             claim,
-            Path(scratch),
+            scratch,
             engine,
             precision,
             read_choosing_faces(bundle, **sources),
@@ -336,7 +337,7 @@ def _has_certified(bundle: Bundle, name: str) -> bool:
 def _put(bundle: Bundle, record: CascadeRecord, folder: Path, showing: Scored) -> None:
     """Put a cascade into its bundle; its passport first, which is stale until the cascade is there."""
     target = bundle.path / CASCADES / record.engine
-    with new_directory(target, marker=CASCADE_FILE) as made:
+    with bundle.writing(), new_directory(target, marker=CASCADE_FILE) as made:
         for name in record.files:
             shutil.move(folder / name, made / name)
         write_text(made / CASCADE_FILE, record.to_json())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, writes_bundle
 from emoexport.clock import timestamp
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
@@ -47,6 +47,7 @@ _ROUNDING = 2e-3
 """What one face's probabilities may differ by in another batch: other kernels round otherwise, below FP32 in steps."""
 
 
+@writes_bundle
 def verify(
     bundle: Bundle,
     *,
@@ -145,8 +146,7 @@ def verify(
         truth=faces.labels,
         rows=rows,
     )
-    saved.write(bundle.path / ANSWERS)
-    return _report(bundle, saved, limits)
+    return _report(bundle, saved, limits, keep=True)
 
 
 def judge_again(answers: Path, limits: Limits, bundle: Bundle | None = None) -> ParityReport:
@@ -169,12 +169,15 @@ def judge_again(answers: Path, limits: Limits, bundle: Bundle | None = None) -> 
             f"{bundle.manifest.digest[:16]}….",
             hint=f"emoexport verify {bundle.path}, or leave the bundle out to judge without writing",
         )
-    return _report(bundle, saved, limits)
+    with bundle.writing():
+        return _report(bundle, saved, limits)
 
 
-def _report(bundle: Bundle, saved: SavedAnswers, limits: Limits) -> ParityReport:
+def _report(bundle: Bundle, saved: SavedAnswers, limits: Limits, *, keep: bool = False) -> ParityReport:
+    """Judge, and write the report, with the answers if they are to be kept, and then each engine's certificate."""
     report = saved.judged(limits)
-    bundle.write_report("parity", report, parity_markdown(report))
+    write = (lambda reports: saved.write(reports / Path(ANSWERS).name)) if keep else None
+    bundle.write_report("parity", report, parity_markdown(report), write=write)
     for engine in report.engines:
         _certify(bundle, report, engine)
     return report

@@ -44,7 +44,7 @@ def tune(
     Example: [bold]emoexport tune build/fer2013 --engine openvino[/bold]
     """
     opened = open_bundle(bundle)
-    from emoexport.files import write_bytes, write_text  # noqa: PLC0415
+    from emoexport.files import write_bytes, write_text, writing  # noqa: PLC0415
     from emoexport.tuning import TUNING_FILE  # noqa: PLC0415
     from emoexport.tuning import tune as tune_bundle  # noqa: PLC0415
     from emoexport.tuning_tables import (  # noqa: PLC0415
@@ -56,23 +56,24 @@ def tune(
 
     console = console_of()
     out = out or Path("tuning") / f"{opened.path.resolve().name}-{precision}"
-    found = tune_bundle(
-        opened,
-        out,
-        precision=precision,
-        engine=engine,
-        run=run,
-        data=data,
-        faces=faces,
-        batch=batch,
-        rounds=rounds,
-        threads=threads,
-        max_drop=None if max_drop is None else max_drop / 100,
-        force=force,
-        console=console,
-    )
-    write_text(out / "tuning.md", tuning_markdown(found))
-    write_bytes(out / "tuning.png", tuning_plot(found))
+    with writing(out):
+        found = tune_bundle(
+            opened,
+            out,
+            precision=precision,
+            engine=engine,
+            run=run,
+            data=data,
+            faces=faces,
+            batch=batch,
+            rounds=rounds,
+            threads=threads,
+            max_drop=None if max_drop is None else max_drop / 100,
+            force=force,
+            console=console,
+        )
+        write_text(out / "tuning.md", tuning_markdown(found))
+        write_bytes(out / "tuning.png", tuning_plot(found))
     print_table(console, f"{opened.path}, {found.setting.faces:,} validation faces", tuning_table(found))
     for sentence in tuning_sentences(found):
         console.print(sentence, highlight=False, soft_wrap=True)

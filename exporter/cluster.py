@@ -18,6 +18,7 @@ from emoexport.runtime import load
 from emoexport.shard_scoring import Tally, score_shard, tally_of, write_part
 from emoexport.shards import Shard, Source
 from emoexport.storage import Storage
+from emoexport.temporaries import sweep_beside, temporary_directory
 
 __all__ = ["Division", "Work", "call_there", "connect", "divide", "import_ray", "score_on"]
 
@@ -89,12 +90,13 @@ def connect(address: str | None, cores: int = 0) -> Iterator[list[Mapping[str, f
     own: dict[str, Any] = {}
     with ExitStack() as stack:
         if not address:
-            files = tempfile.TemporaryDirectory(prefix="emoexport-ray-", ignore_cleanup_errors=True)
+            files = Path(tempfile.gettempdir()).resolve() / "ray"
+            sweep_beside(files)  # a Ray whose command was killed
             own = {
                 "num_cpus": max(cores, usable_cores()),
                 "object_store_memory": _OBJECT_STORE,
                 "include_dashboard": False,
-                "_temp_dir": stack.enter_context(files),
+                "_temp_dir": str(stack.enter_context(temporary_directory(files))),
             }
         nowhere = stack.enter_context(Path(os.devnull).open("w"))
         stack.enter_context(redirect_stdout(nowhere))  # there Ray tells of every worker that dies

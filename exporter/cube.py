@@ -23,7 +23,15 @@ from emoexport.clock import timestamp
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
 from emoexport.errors import BadBundle, BadInput, CheckFailed, UsageError
-from emoexport.files import move_directory, new_file, refuse_foreign, sha256_of, unfinished_directory, write_text
+from emoexport.files import (
+    move_directory,
+    new_file,
+    refuse_foreign,
+    sha256_of,
+    unfinished_directory,
+    write_text,
+    writing,
+)
 from emoexport.passes import Weight, faces_at_once, pass_weights, weighted_vote
 from emoexport.statistics import Share
 
@@ -254,34 +262,37 @@ def compute_cube(
             difference is named.
         BadBundle: if the cube that stands there, or the unfinished one, is damaged.
         CheckFailed: if what `score` answers is of another shape or no probabilities; the batches before are kept.
+        Busy: if another command is computing it.
+        DiskFull: if there is no room for it.
     """
     if not len(faces) == len(labels) == request.faces > 0:
         raise BadInput(
             f"found {len(faces)} faces and {len(labels)} labels; the request says {request.faces}, 1 or more."
         )
     refuse_foreign(out, marker=CUBE_FILE)
-    if (out / CUBE_FILE).is_file() and not force:
-        standing = Cube.open(out)
-        _refuse_other(standing.record, request, f"the cube in {out} was computed with", "name another --output")
-        note(f"{out} holds this cube already; nothing is computed.")
-        return standing
-    directory = unfinished_directory(out)
-    done = _begin(directory, request, force=force)
-    if done:
-        note(f"going on after {done:,} of {request.faces:,} faces, which are kept in {directory}")
-    progress(done)
-    scores = np.load(directory / _SCORES_FILE, mmap_mode="r+")
-    for start in range(done, request.faces, batch_size):
-        batch = faces[start : start + batch_size]
-        found = score(batch)
-        _require_probabilities(found, request, rows=range(start, start + len(batch)))
-        scores[start : start + len(batch)] = found
-        scores.flush()  # before the rows are counted: a count must never be ahead of what is on disk
-        _write_progress(directory, request, start + len(batch))
-        progress(len(batch))
-    del scores
-    _finish(directory, labels, request, out)
-    return Cube.open(out)
+    with writing(out):
+        if (out / CUBE_FILE).is_file() and not force:
+            standing = Cube.open(out)
+            _refuse_other(standing.record, request, f"the cube in {out} was computed with", "name another --output")
+            note(f"{out} holds this cube already; nothing is computed.")
+            return standing
+        directory = unfinished_directory(out)
+        done = _begin(directory, request, force=force)
+        if done:
+            note(f"going on after {done:,} of {request.faces:,} faces, which are kept in {directory}")
+        progress(done)
+        scores = np.load(directory / _SCORES_FILE, mmap_mode="r+")
+        for start in range(done, request.faces, batch_size):
+            batch = faces[start : start + batch_size]
+            found = score(batch)
+            _require_probabilities(found, request, rows=range(start, start + len(batch)))
+            scores[start : start + len(batch)] = found
+            scores.flush()  # before the rows are counted: a count must never be ahead of what is on disk
+            _write_progress(directory, request, start + len(batch))
+            progress(len(batch))
+        del scores
+        _finish(directory, labels, request, out)
+        return Cube.open(out)
 
 
 def _begin(directory: Path, request: CubeRequest, *, force: bool) -> int:
@@ -290,6 +301,8 @@ def _begin(directory: Path, request: CubeRequest, *, force: bool) -> int:
     Returns:
         How many faces are done.
     """
+    if (directory / CUBE_FILE).is_file() and not (directory / _PROGRESS_FILE).is_file():
+        shutil.rmtree(directory)  # what a cube replaced whose command was killed in that moment
     refuse_foreign(directory, marker=_PROGRESS_FILE)  # another command may be keeping its unfinished work there
     if force:
         shutil.rmtree(directory, ignore_errors=True)

@@ -29,7 +29,7 @@ DOCKER = Target(
     refused={"inductor": "it needs PyTorch, and an image is for the runtime alone."},
 )
 
-_COMMON = ("numpy", "pillow", "psutil", "pydantic", "rich", "scipy", "typer")
+_COMMON = ("filelock", "numpy", "pillow", "psutil", "pydantic", "rich", "scipy", "typer")
 """What `emoexport predict` imports, beside a runtime."""
 
 _CUDA = ("onnxruntime-gpu[cuda,cudnn]", "nvidia-cublas")

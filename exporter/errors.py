@@ -6,6 +6,8 @@
     ├── UsageError (ValueError)    2  the command or its options make no sense
     ├── MissingRuntime (ImportError)  3  this machine lacks a package or a device
     ├── WrongMachine               5  machine code of a bundle was compiled for another kind of machine
+    ├── Busy                       4  another command is writing the same thing
+    ├── DiskFull (OSError)         4  there is no room for what was to be written
     └── BadInput (ValueError)      4  something that was read is not what it must be
         ├── BadData                   faces and labels
         ├── BadCheckpoint             members
@@ -24,7 +26,9 @@ __all__ = [
     "BadCheckpoint",
     "BadData",
     "BadInput",
+    "Busy",
     "CheckFailed",
+    "DiskFull",
     "EmoexportError",
     "EngineFailed",
     "MissingRuntime",
@@ -75,6 +79,22 @@ class WrongMachine(EmoexportError):
     """A compiled engine needs a processor or a version of its runtime that this machine does not have."""
 
     exit_code = 5
+
+
+class Busy(EmoexportError):
+    """Another command is writing what this one is to write. Nothing was changed; later it may be free."""
+
+    exit_code = 4
+
+
+class DiskFull(EmoexportError, OSError):
+    """There is no room for what was to be written, at `path`. What stood there is as it was."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, hint: str = "", path: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
 
 
 class BadInput(EmoexportError, ValueError):

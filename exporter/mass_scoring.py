@@ -71,12 +71,15 @@ def score_all(wish: Wish, console: Console) -> ScoreSummary:
         UsageError: if the command makes no sense, or something else was begun in the folder.
         BadInput: if bundle, Parquet files or parts cannot be used.
         MissingRuntime: if Ray, the cluster or every engine is missing.
+        Busy: if another command is writing into the folder, of those on a disk.
+        DiskFull: if there is no room for a part.
     """
     bundle, out = Bundle.open(wish.bundle), Storage(wish.out)
     columns = answer_columns(bundle.manifest.labels)
     plan = plan_shards(wish.data, size=wish.part, columns=wish.columns, taken=columns, out=wish.out)
-    settings = _settings(wish, read_record(out), bundle.manifest.digest)
     with ExitStack() as stack:
+        stack.enter_context(out.writing())
+        settings = _settings(wish, read_record(out), bundle.manifest.digest)
         if wish.address:
             console.print(f"connecting to Ray at {wish.address} ...", highlight=False, soft_wrap=True)
         machines = stack.enter_context(connect(wish.address)) if wish.address else []

@@ -81,32 +81,33 @@ def build(
         BadCheckpoint: if the members cannot be rebuilt or do not fit together.
         BadData: if calibration needs faces and they cannot be read.
         MissingRuntime: if the fold is to be compiled and there is no C++ compiler.
+        Busy, DiskFull: if another command is writing `out`, or there is no room for it.
     """
     rows = precisions_named(list(precisions))
     _check_wishes(calibration, layout, compiled=compiled)
     if choice.passes and layout != "branches":
         raise UsageError(f"single passes stand in the layout branches; found --layout {layout}.", hint="leave it out")
     tuned = None if tuning is None else _tuning_for(rows, tuning)
-    record = read_run(run)
-    entries, members = load_members(run)
-    whole = choice.among(len(entries), record.config.views)
-    is_full_vote = choice.is_full_vote(len(entries), record.config.views)
-    entries = [entries[number - 1] for number in whole.members]
-    members = [members[number - 1] for number in whole.members]
-    decision = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint).decision
-    model = entries[0].model
-    _require_one_kind(run, record, decision, entries[0])
-    views = views_named(list(whole.views))
-    shape = (model.image_size, model.image_size, model.channels)
-    faces = faces_to_calibrate_on(run, record, calibration) if any(row.calibrated for row in rows) else None
-    if not is_full_vote:
-        console.print(
-            "The decision was fitted on the run's vote, all its members and views with equal weights; "
-            "this bundle votes otherwise.",
-            style="yellow",
-            soft_wrap=True,
-        )
     with new_directory(out, marker=MANIFEST_FILE) as directory:
+        record = read_run(run)
+        entries, members = load_members(run)
+        whole = choice.among(len(entries), record.config.views)
+        is_full_vote = choice.is_full_vote(len(entries), record.config.views)
+        entries = [entries[number - 1] for number in whole.members]
+        members = [members[number - 1] for number in whole.members]
+        decision = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint).decision
+        model = entries[0].model
+        _require_one_kind(run, record, decision, entries[0])
+        views = views_named(list(whole.views))
+        shape = (model.image_size, model.image_size, model.channels)
+        faces = faces_to_calibrate_on(run, record, calibration) if any(row.calibrated for row in rows) else None
+        if not is_full_vote:
+            console.print(
+                "The decision was fitted on the run's vote, all its members and views with equal weights; "
+                "this bundle votes otherwise.",
+                style="yellow",
+                soft_wrap=True,
+            )
         console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
         described = member_entries(entries, members, list(whole.members.values()))
         graphs, rewrites = prepare_members(

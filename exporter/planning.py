@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, writes_bundle
 from emoexport.calibration import Wish
 from emoexport.cascade_claim import Claim
 from emoexport.cascade_record import read_cascade
@@ -24,7 +24,7 @@ from emoexport.engines.machine import describe_machine
 from emoexport.engines.tensorrt_build import BuilderSettings
 from emoexport.engines.timing import Samples
 from emoexport.errors import BadInput, MissingRuntime, UsageError
-from emoexport.files import new_directory, refuse_foreign, write_bytes, write_text
+from emoexport.files import new_directory, write_bytes, write_text
 from emoexport.opening import certificate_here, noted, open_engines
 from emoexport.pass_engine import CascadeEngine
 from emoexport.passes import Choice
@@ -81,6 +81,7 @@ class Wishes:
     """Whether a cascade is tried."""
 
 
+@writes_bundle
 def make_plan(bundle: Bundle, out: Path, goals: Goals, wishes: Wishes = Wishes(), *, console: Console) -> Plan:
     """Find the cheapest deployment that is shown to decide as well as the full vote, and what it costs here.
 
@@ -102,10 +103,9 @@ def make_plan(bundle: Bundle, out: Path, goals: Goals, wishes: Wishes = Wishes()
     require_batch(bundle, max(wishes.batches))
     if bundle.manifest.passes_a_face < 2:
         raise UsageError(f"{bundle.path} computes one pass a face: there is nothing to leave out.")
-    refuse_foreign(out, marker=PLAN_FILE)  # before minutes are spent
-    with tempfile.TemporaryDirectory() as scratch:
-        plan = _Planner(bundle, goals, wishes, Path(scratch), console).plan(out)
     with new_directory(out, marker=PLAN_FILE) as directory:
+        with tempfile.TemporaryDirectory() as scratch:
+            plan = _Planner(bundle, goals, wishes, Path(scratch), console).plan(out)
         write_text(directory / PLAN_FILE, plan.to_json())
         write_text(directory / "plan.md", plan_markdown(plan))
         write_bytes(directory / "plan.png", plan_plot(plan))

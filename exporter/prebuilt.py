@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, writes_bundle
 from emoexport.engines import BACKENDS, Backend, open_engine
 from emoexport.engines.passport import Passport, passport_of
 from emoexport.engines.tensorrt_build import BuilderSettings, build_engine, is_weakly_typed, require_builder
 from emoexport.engines.tensorrt_engine import TensorRtEngine
 from emoexport.errors import CheckFailed, UsageError, WrongMachine
+from emoexport.files import changed_directory
 from emoexport.opset17 import to_opset_17
 from emoexport.precision import PRECISIONS
 from emoexport.progress import status_line
@@ -42,6 +43,7 @@ def require_buildable(names: Sequence[str], settings: BuilderSettings) -> list[B
     return rows
 
 
+@writes_bundle
 def build_engines(
     bundle: Bundle,
     backends: Sequence[Backend],
@@ -80,8 +82,10 @@ def build_engines(
     found = {}
     for backend, precision, origin in wanted:
         name = f"{backend.name}-{precision}"
-        with tempfile.TemporaryDirectory(prefix=".engines.", dir=bundle.path) as folder:
-            engine = Path(folder) / f"{name}.engine"
+        with changed_directory(bundle.path / "engines") as folder:
+            engine = folder / f"{name}.engine"
+            for old in (engine, passport_of(engine)):
+                old.unlink(missing_ok=True)
             with _graph_for(backend, origin) as graph, status_line(console, f"building {name} ...") as show:
                 found[name] = build_engine(
                     backend.name,
@@ -95,10 +99,6 @@ def build_engines(
                 )
             if backend.is_usable():
                 found[name] = _proven(bundle, backend, engine, found[name], console)
-            target = bundle.path / "engines"
-            target.mkdir(exist_ok=True)
-            for file in (passport_of(engine), engine):
-                file.replace(target / file.name)
     return found
 
 

@@ -1,5 +1,6 @@
 """`reports/report.html`: all that is known of a bundle on one page."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from emoexport.bundle import Bundle
@@ -27,7 +28,9 @@ def write_report(bundle: Bundle, *, out: Path | None = None, run: Path | None = 
         BadCheckpoint: if the run that is named is none.
         UsageError: if it is not the one that the bundle was built from.
         BadBundle: if a graph or a passport cannot be read.
+        Busy: if another command is writing into the bundle, where the page is to be.
     """
     path = out or bundle.path / REPORT
-    write_text(path, page_of(find(bundle, run)).html())
+    with bundle.writing() if out is None else nullcontext():
+        write_text(path, page_of(find(bundle, run)).html())
     return path

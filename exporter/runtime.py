@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emoexport.bundle import Bundle
+from emoexport.bundle import Bundle, use_unchanged
 from emoexport.cascade_drift import ExitDrift, exit_drift
 from emoexport.cascade_record import cascades_in, read_cascade
 from emoexport.engines import BACKENDS, Backend, require_known, require_known_device
@@ -110,14 +110,19 @@ def load(
             raise UsageError(f"{engine} runs on {BACKENDS[engine].device}, and {device} is asked for.")
     if threads is not None and threads < 1:
         raise UsageError(f"found {threads} threads; needed is 1 or more.", hint="leave it out, and the runtime chooses")
-    opened = Bundle.open(Path(bundle))
-    most = MOST_FACES if cascade else opened.manifest.max_batch
-    if batch is not None and not 1 <= batch <= most:
-        raise UsageError(f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.", hint=f"a batch of {most}")
     limits = {"threads": threads, "cache": Path(cache) if cache else None}
-    if cascade is not None:
-        return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)
-    return Session(opened, _choose(opened, engine, precision, device, batch, limits), batch)
+
+    def session_of(opened: Bundle) -> Session:
+        most = MOST_FACES if cascade else opened.manifest.max_batch
+        if batch is not None and not 1 <= batch <= most:
+            raise UsageError(
+                f"found a batch of {batch}; {bundle} takes from 1 to {most} faces.", hint=f"a batch of {most}"
+            )
+        if cascade is not None:
+            return Session(opened, _cascade(opened, cascade, engine, precision, device, limits), batch)
+        return Session(opened, _choose(opened, engine, precision, device, batch, limits), batch)
+
+    return use_unchanged(Path(bundle), session_of)
 
 
 class Session:

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pyarrow import fs
 
 from emoexport.errors import BadData, UsageError
-from emoexport.files import write_bytes
+from emoexport.files import write_bytes, writing
 from emoexport.images import MAX_BYTES
+from emoexport.temporaries import sweep_below
 
 __all__ = ["Found", "Storage"]
 
@@ -135,10 +137,17 @@ class Storage:
             self._files.delete_file(self._at(path))
 
     def sweep(self) -> None:
-        """Remove what was being written when its writer was killed. Nobody may be writing."""
+        """Remove what was being written when its writer was killed."""
         if self.is_local:
-            for file in Path(self._base).glob(".part-*"):
-                file.unlink()
+            sweep_below(Path(self._base))
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Be the one command that writes into it, from here to the end of the block; in an object store nobody asks.
+
+        Raises:
+            Busy: if another command is writing it.
+        """
+        return writing(Path(self._base)) if self.is_local else nullcontext()
 
     def name(self, path: str) -> str:
         """What a file is called outside the folder."""

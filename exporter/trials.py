@@ -3,7 +3,6 @@
 import functools
 import json
 import pkgutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,13 +29,10 @@ from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.quantize import layers_of
 from emoexport.statistics import Estimate
+from emoexport.temporaries import temporary_directory
 from emoexport.train.dataset import Faces
 
-__all__ = ["SCRATCH", "TrialLog", "Trials", "Workshop", "nodes_by_block"]
-
-
-SCRATCH = ".graph."
-"""How the names of folders begin that hold a graph while it is measured."""
+__all__ = ["TrialLog", "Trials", "Workshop", "nodes_by_block"]
 
 
 def nodes_by_block(graph: Path) -> dict[str, str]:
@@ -78,8 +74,8 @@ class Workshop:
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """A folder for a graph, gone afterwards."""
-        with tempfile.TemporaryDirectory(dir=self.scratch, prefix=SCRATCH) as folder:
-            yield Path(folder)
+        with temporary_directory(self.scratch / "graph") as folder:
+            yield folder
 
     def convert(self, folder: Path, precision: str, left: Sequence[str], *, alone: bool = False) -> Path:
         """Make the graph that leaves blocks in FP32; if `alone`, all that is in none too."""

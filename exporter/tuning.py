@@ -7,7 +7,6 @@ tuning/x/
   trials.jsonl    the setting, then a line a trial, as it is made: what was cut off goes on after the last one
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +19,14 @@ from emoexport.calibration import CALIBRATION_FILE
 from emoexport.clock import timestamp
 from emoexport.engines import BACKENDS, Backend, backends_named
 from emoexport.errors import BadBundle, BadInput, CheckFailed, MissingRuntime, UsageError
-from emoexport.files import refuse_foreign, write_text
+from emoexport.files import refuse_foreign, write_text, writing
 from emoexport.gate import GATE_FACES, fastest
 from emoexport.precision import PRECISIONS
 from emoexport.run_faces import validation_faces
 from emoexport.sessions import run_of
 from emoexport.statistics import Estimate, paired_bound
-from emoexport.trials import SCRATCH, TrialLog, Trials, Workshop, nodes_by_block
+from emoexport.temporaries import sweep_below
+from emoexport.trials import TrialLog, Trials, Workshop, nodes_by_block
 
 __all__ = ["TUNING_FILE", "nodes_left", "read_tuning", "tune"]
 
@@ -85,6 +85,7 @@ def tune(
         BadData: if the faces are not those that the members were validated on.
         MissingRuntime: if no engine here runs it.
         CheckFailed: if no block can have few bits.
+        Busy: if another command is writing into `out`.
     """
     row = PRECISIONS.get(precision)
     if row is None or row.bits != 8:
@@ -93,48 +94,48 @@ def tune(
     allowed = row.tolerance.max_drop if max_drop is None else max_drop
     fp32, calibration = bundle.graph("fp32"), _calibration_of(bundle, precision)
     refuse_foreign(out, marker=_LOG)
-    named = engine or (None if force else TrialLog.engine_of(out / _LOG))
-    takers = _takers(precision, named)
-    validation = validation_faces(*run_of(bundle, run), data)
-    chosen = validation.take(np.random.default_rng(0).permutation(len(validation))[::-1][:faces])
-    _require_enough(len(chosen), len(validation), allowed)
-    shop = Workshop(
-        fp32=fp32,
-        calibration=calibration,
-        precision=precision,
-        faces=chosen,
-        batch=min(batch, bundle.manifest.max_batch),
-        rounds=rounds,
-        threads=threads,
-        max_batch=bundle.manifest.max_batch,
-        scratch=out,
-        console=console,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _LOG).touch()  # what makes the directory ours, before anything else is in it
-    for left_over in out.glob(f"{SCRATCH}*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    backend = takers[0] if named else _fastest(shop)
-    log = TrialLog(out / _LOG, shop.setting(backend), force=force)
-    if log.trials:
-        console.print(f"going on after {len(log.trials)} trials, which are kept in {log.path}", highlight=False)
-    with Trials(shop, backend, log) as trials:
-        _try_blocks(trials)
-        steps = _search(trials, allowed)
-    tuning = Tuning(
-        created=timestamp(),
-        bundle_digest=bundle.manifest.digest,
-        setting=log.setting,
-        max_drop=allowed,
-        blocks=tuple(shop.blocks),
-        left=steps[-1].left,
-        bound=round(_bound(trials, steps[-1]), 6),
-        shared_with_gate=max(0, len(chosen) + min(GATE_FACES, len(validation)) - len(validation)),
-        calibrated_on_noise=calibration.random,
-        trials=(*(trial for trial in log.trials if trial.kind != "search"), *steps),
-    ).sealed()
-    write_text(out / TUNING_FILE, tuning.to_json())
-    return tuning
+    with writing(out):
+        named = engine or (None if force else TrialLog.engine_of(out / _LOG))
+        takers = _takers(precision, named)
+        validation = validation_faces(*run_of(bundle, run), data)
+        chosen = validation.take(np.random.default_rng(0).permutation(len(validation))[::-1][:faces])
+        _require_enough(len(chosen), len(validation), allowed)
+        shop = Workshop(
+            fp32=fp32,
+            calibration=calibration,
+            precision=precision,
+            faces=chosen,
+            batch=min(batch, bundle.manifest.max_batch),
+            rounds=rounds,
+            threads=threads,
+            max_batch=bundle.manifest.max_batch,
+            scratch=out,
+            console=console,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _LOG).touch()  # what makes the directory ours, before anything else is in it
+        sweep_below(out)
+        backend = takers[0] if named else _fastest(shop)
+        log = TrialLog(out / _LOG, shop.setting(backend), force=force)
+        if log.trials:
+            console.print(f"going on after {len(log.trials)} trials, which are kept in {log.path}", highlight=False)
+        with Trials(shop, backend, log) as trials:
+            _try_blocks(trials)
+            steps = _search(trials, allowed)
+        tuning = Tuning(
+            created=timestamp(),
+            bundle_digest=bundle.manifest.digest,
+            setting=log.setting,
+            max_drop=allowed,
+            blocks=tuple(shop.blocks),
+            left=steps[-1].left,
+            bound=round(_bound(trials, steps[-1]), 6),
+            shared_with_gate=max(0, len(chosen) + min(GATE_FACES, len(validation)) - len(validation)),
+            calibrated_on_noise=calibration.random,
+            trials=(*(trial for trial in log.trials if trial.kind != "search"), *steps),
+        ).sealed()
+        write_text(out / TUNING_FILE, tuning.to_json())
+        return tuning
 
 
 def read_tuning(file: Path) -> Tuning:

@@ -267,6 +267,7 @@ MISTAKES = [
     ),
     ("inspect", 2, "nothing is named, and there is no build/*/manifest.json", "emoexport build"),
     ("inspect no/such/bundle --json", 4, "no/such/bundle is no bundle", "emoexport build runs/x -o build/x"),
+    ("inspect {run}", 4, "{run} is no bundle: there is no manifest.json in it.", "emoexport build {run}"),
     ("inspect {torn}", 4, "{torn}/model.fp32.onnx has", "emoexport build "),
     ("tune no/such/bundle", 4, "no/such/bundle is no bundle", "emoexport build runs/x -o build/x"),
     ("tune {bundle} --precision fp16 -o {new}", 2, "'fp16' cannot be tuned; needed is a precision of 8 bits", ""),
@@ -563,7 +564,7 @@ def places(tmp_path_factory, run_dir, bundle, faces) -> dict[str, Path]:
     )
     manifest = Bundle.open(whole).manifest.model_copy(update={"run": "../../runs/tiny"}).sealed()
     write_text(whole / MANIFEST_FILE, manifest.to_json())
-    torn = Path(shutil.copytree(whole, root / "torn"))
+    torn = Path(shutil.copytree(whole, root / "build" / "torn"))
     os.truncate(torn / "model.fp32.onnx", 1000)
     torch.manual_seed(1)
     for name, size in (("small", 32), ("large", 48)):
@@ -594,10 +595,11 @@ def places(tmp_path_factory, run_dir, bundle, faces) -> dict[str, Path]:
     }
 
 
-def state_of(root: Path) -> dict[str, tuple[int, int]]:
-    """Every file and folder, with size and time of change."""
+def state_of(root: Path) -> dict[str, tuple[int, int] | None]:
+    """Every file with size and time of change, and every folder: a lock may come and go in it."""
     return {
-        str(path.relative_to(root)): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(root.rglob("*"))
+        str(path.relative_to(root)): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+        for path in sorted(root.rglob("*"))
     }
 
 

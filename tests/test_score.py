@@ -235,7 +235,7 @@ def test_only_what_has_no_part_is_scored(call, bundle, tables, encoded, tmp_path
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("part-*")}
     lost = sorted(before)[1]
     (out / lost).unlink()
-    (out / f".{lost}.killed").write_bytes(b"half of it")
+    (out / f".{lost}.a1b2c3d4.emoexport").write_bytes(b"half of it")
     without_ray.clear()
     assert call(*(str(word).replace(str(out), f"file://{out}") for word in asked))[0] == 4
     assert without_ray == [lost]
@@ -526,7 +526,7 @@ def test_of_two_workers_one_is_killed_and_every_face_is_scored_once(start, bundl
     assert "Workers that died and were replaced: 1." in err
     lines = [line for line in err.splitlines() if "ray" in line.lower()]
     assert lines == []
-    assert list(SHORT.glob("emoexport-ray-*")) == []
+    assert list(SHORT.glob(".ray.*")) == []
 
 
 @pytest.mark.slow

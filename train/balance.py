@@ -25,7 +25,7 @@ from rich.console import Console
 
 from emoexport.config import Record
 from emoexport.errors import BadData, UsageError
-from emoexport.files import new_file, sha256_of, write_text
+from emoexport.files import new_file, sha256_of, write_text, writing
 from emoexport.images import decode_face
 from emoexport.labels import EMOTIONS, LABEL_ORDERS, to_label
 from emoexport.progress import progress_bar
@@ -138,7 +138,7 @@ def balanced_directory(source: str, faces: Faces, per_emotion: int, *, seed: int
 def make_balanced(faces: Faces, per_emotion: int, directory: Path, *, seed: int, console: Console) -> BalanceRecord:
     """Make the balanced set, or what is missing of it; a sound one of the same inputs is reused.
 
-    Every emotion depends on the inputs alone, not on what was made before it. One process at a time may do this.
+    Every emotion depends on the inputs alone, not on what was made before it. One process at a time does this.
 
     Args:
         faces: the training faces, square, without those to validate on.
@@ -150,26 +150,32 @@ def make_balanced(faces: Faces, per_emotion: int, directory: Path, *, seed: int,
     Raises:
         BadData: if an emotion has no face, or `directory` holds the set of other inputs or a spoilt record.
         UsageError: if `directory` is a file or holds other files.
+        Busy: if another process is making it.
     """
     counts = np.bincount(faces.labels, minlength=len(EMOTIONS))
     if not counts.all():
         raise BadData(f"there is no face of '{EMOTIONS[int(counts.argmin())]}' to make {per_emotion:,} of.")
-    record = _sound_part(directory, _inputs_of(faces, per_emotion, seed), console)
-    there = len(record.emotions)
-    if there == len(EMOTIONS):
-        _say(console, f"balanced set reused: {directory}")
+    with writing(directory):
+        record = _sound_part(directory, _inputs_of(faces, per_emotion, seed), console)
+        there = len(record.emotions)
+        if there == len(EMOTIONS):
+            _say(console, f"balanced set reused: {directory}")
+            return record
+        if there:
+            _say(
+                console, f"the balanced set at {directory} is continued: {there} of {len(EMOTIONS)} emotions are there"
+            )
+        write_text(directory / RECORD_FILE, record.to_json())  # from here on the directory says whose it is
+        with progress_bar(console, "balancing", per_emotion * (len(EMOTIONS) - there)) as advance:
+            for label, emotion in enumerate(EMOTIONS):
+                if emotion not in record.emotions:
+                    made = record.emotions | {
+                        emotion: _make_emotion(directory, faces, label, per_emotion, seed, advance)
+                    }
+                    ordered = {name: made[name] for name in EMOTIONS if name in made}
+                    record = record.model_copy(update={"emotions": ordered})
+                    write_text(directory / RECORD_FILE, record.to_json())
         return record
-    if there:
-        _say(console, f"the balanced set at {directory} is continued: {there} of {len(EMOTIONS)} emotions are there")
-    write_text(directory / RECORD_FILE, record.to_json())  # from here on the directory says whose it is
-    with progress_bar(console, "balancing", per_emotion * (len(EMOTIONS) - there)) as advance:
-        for label, emotion in enumerate(EMOTIONS):
-            if emotion not in record.emotions:
-                made = record.emotions | {emotion: _make_emotion(directory, faces, label, per_emotion, seed, advance)}
-                ordered = {name: made[name] for name in EMOTIONS if name in made}
-                record = record.model_copy(update={"emotions": ordered})
-                write_text(directory / RECORD_FILE, record.to_json())
-    return record
 
 
 def read_balanced(directory: Path) -> tuple[Faces, BalanceRecord]:

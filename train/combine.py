@@ -188,11 +188,11 @@ def combine_runs(
         BadCheckpoint: if the runs do not fit together, or a member is damaged.
         BadData: if the validation faces in `data` are not those of the runs.
     """
-    records = runs_to_combine(runs, out, force=force)
-    first = records[0]
-    validation = faces_of_run(runs[0], first, data).validation
-    chosen = best_members(runs, records, members)
     with new_directory(out, marker=RUN_FILE) as directory:
+        records = runs_to_combine(runs, out, force=force)
+        first = records[0]
+        validation = faces_of_run(runs[0], first, data).validation
+        chosen = best_members(runs, records, members)
         names = [_copy_member(one, directory / "members", rank) for rank, one in enumerate(chosen, start=1)]
         record = combined_record(records, [one.path for one in chosen], names, source=data.source, out=out)
         (directory / RUN_FILE).write_text(record.to_json(), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import os
+import shutil
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from emoexport.errors import BadData, UsageError
-from emoexport.files import move_directory, refuse_foreign, unfinished_directory, write_text
+from emoexport.files import move_directory, refuse_foreign, unfinished_directory, write_text, writing
 from emoexport.labels import EMOTIONS
 from emoexport.train.audit import clean_rows
 from emoexport.train.balance import balanced_directory, make_balanced, read_balanced
@@ -21,7 +23,7 @@ from emoexport.train.dataset import DataSet, Faces, is_synthetic
 from emoexport.train.decision_fit import fit_rules
 from emoexport.train.fitting import Machines, fit, remove_leftovers
 from emoexport.train.pretrained import find_start
-from emoexport.train.unfinished import begin
+from emoexport.train.unfinished import REQUEST_FILE, begin
 from emoexport.views import views_named
 
 __all__ = ["Training", "check_request", "train_ensemble", "training_faces"]
@@ -84,6 +86,7 @@ def check_request(
         UsageError: if `out` holds a run and not `force`; if a training of it is unfinished and neither `force` nor
             `resume`, or `resume` and none is; if there are fewer epochs than members; if a view is unknown.
         MissingRuntime, BadCheckpoint: if the weights to begin with are not there and cannot be had.
+        Busy: if another command is writing it.
     """
     views_named(config.views)
     settings = config.training
@@ -94,7 +97,8 @@ def check_request(
         )
     if not (machines or Machines()).is_first_process:
         return  # the first process has answered for all, and what it made since is no obstacle
-    unfinished = unfinished_directory(out)
+    with writing(out):
+        unfinished = _tidied(out)
     if resume and not unfinished.is_dir():
         raise UsageError(f"there is no unfinished training of {out} to go on with.", hint="leave --resume out")
     if not resume and not force and unfinished.is_dir():
@@ -143,51 +147,67 @@ def train_ensemble(
         UsageError: as `check_request`, or if an unfinished run was begun with other settings or faces.
         BadData: if an emotion has no face left to train or to validate on.
         MissingRuntime: if memory does not suffice for the smallest batch.
+        Busy: if another command is writing it.
+        DiskFull: if there is no room for it; the epochs that ended are kept.
     """
     machines = machines or Machines()
-    check_request(config, out, force=force, resume=resume, machines=machines)
-    L.seed_everything(config.training.seed, verbose=False)
-    faces = training_faces(data, config)
-    record = _data_record(config, data, faces, out, label_order)
-    unfinished = unfinished_directory(out)
-    if machines.is_first_process:
-        begin(unfinished, config, record, force=force)
-    train = faces.train
-    if config.training.balance:
-        balance, seed = config.training.balance, config.training.seed
-        directory = balanced_set or balanced_directory(data.source, train, balance, seed=seed)
-        train = _balanced(train, config, directory, console, machines)
-    fitted = fit(config, train, faces.validation, unfinished, machines, console)
-    if not machines.is_first_process:
-        return None
-    names = [
-        save_member(
-            unfinished / "members",
-            str(rank),
-            weights,
-            model=config.model,
-            epoch=candidate.epoch,
-            weights_of=candidate.weights,
-            accuracy=round(candidate.accuracy, 6),
+    with writing(out) if machines.is_first_process else nullcontext():
+        check_request(config, out, force=force, resume=resume, machines=machines)
+        L.seed_everything(config.training.seed, verbose=False)
+        faces = training_faces(data, config)
+        record = _data_record(config, data, faces, out, label_order)
+        unfinished = unfinished_directory(out)
+        if machines.is_first_process:
+            begin(unfinished, config, record, force=force)
+        train = faces.train
+        if config.training.balance:
+            balance, seed = config.training.balance, config.training.seed
+            directory = balanced_set or balanced_directory(data.source, train, balance, seed=seed)
+            train = _balanced(train, config, directory, console, machines)
+        fitted = fit(config, train, faces.validation, unfinished, machines, console)
+        if not machines.is_first_process:
+            return None
+        names = [
+            save_member(
+                unfinished / "members",
+                str(rank),
+                weights,
+                model=config.model,
+                epoch=candidate.epoch,
+                weights_of=candidate.weights,
+                accuracy=round(candidate.accuracy, 6),
+            )
+            for rank, (candidate, weights) in enumerate(fitted.members(), start=1)
+        ]
+        run = RunRecord(
+            config=config,
+            data=record,
+            members=tuple(f"members/{name}" for name in names),
+            batch_size=fitted.batch_size,
+            accumulate=fitted.accumulate,
+            seconds=round(fitted.seconds, 1),
+            versions={name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning")},
         )
-        for rank, (candidate, weights) in enumerate(fitted.members(), start=1)
-    ]
-    run = RunRecord(
-        config=config,
-        data=record,
-        members=tuple(f"members/{name}" for name in names),
-        batch_size=fitted.batch_size,
-        accumulate=fitted.accumulate,
-        seconds=round(fitted.seconds, 1),
-        versions={name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning")},
-    )
-    write_text(unfinished / RUN_FILE, run.to_json())
-    rules = fit_rules(unfinished, config, faces.validation, console)
-    write_text(unfinished / "decision.json", rules.to_json())
-    draw_training(unfinished, config, fitted.standing)
-    move_directory(unfinished, out, marker=RUN_FILE)
-    remove_leftovers(out)  # only now: until it was moved, a resumed training would have needed them
-    return run
+        write_text(unfinished / RUN_FILE, run.to_json())
+        rules = fit_rules(unfinished, config, faces.validation, console)
+        write_text(unfinished / "decision.json", rules.to_json())
+        draw_training(unfinished, config, fitted.standing)
+        move_directory(unfinished, out, marker=RUN_FILE)
+        remove_leftovers(out)  # only now: until it was moved, a resumed training would have needed them
+        return run
+
+
+def _tidied(out: Path) -> Path:
+    """Where an unfinished run is, after what trainings left that were killed while they ended was removed."""
+    unfinished = unfinished_directory(out)
+    if (out / RUN_FILE).is_file() and (out / REQUEST_FILE).is_file():
+        remove_leftovers(out)
+    if not (unfinished / REQUEST_FILE).is_file():
+        if (unfinished / RUN_FILE).is_file():  # the run that was replaced
+            shutil.rmtree(unfinished)
+        with suppress(OSError):  # not yet begun
+            unfinished.rmdir()
+    return unfinished
 
 
 def _balanced(faces: Faces, config: RunConfig, directory: Path, console: Console, machines: Machines) -> Faces:

@@ -101,36 +101,36 @@ def make_soup(
         BadCheckpoint: if the runs do not fit together, or a member is damaged or of another architecture.
         BadData: if the training or validation faces in `data` are not those of the runs.
     """
-    records = runs_to_combine(runs, out, least=1, force=force)
-    first = records[0]
-    chosen = soup_ingredients(runs, records, members)
-    faces = faces_of_run(runs[0], first, data, train=True)
-    networks = [load_member(one.path)[1] for one in chosen]
-
-    def mixed(rows: tuple[int, ...]) -> ConvNeXtEmoteNet:
-        seed = first.config.training.seed
-        return mix_networks([networks[row] for row in rows], faces.train, batch_size=first.batch_size, seed=seed)
-
-    soups = find_soups(networks, faces.validation, mixed=mixed, console=console)
-    is_what, rows, accuracy = soups.choose(method)
-    soup = SoupRecord(
-        method=method,
-        chosen=is_what,
-        ingredients=tuple(
-            Ingredient(
-                member=relative_path(out, chosen[row].path),
-                sha256=chosen[row].record.sha256,
-                validation_accuracy=soups.singles[row],
-                kept=row in rows,
-            )
-            for row in soups.uniform
-        ),
-        best_member=max(soups.singles),
-        uniform=soups.uniform_accuracy,
-        greedy=soups.greedy_accuracy,
-    )
-    _show(soup, len(faces.validation), console)
     with new_directory(out, marker=RUN_FILE) as directory:
+        records = runs_to_combine(runs, out, least=1, force=force)
+        first = records[0]
+        chosen = soup_ingredients(runs, records, members)
+        faces = faces_of_run(runs[0], first, data, train=True)
+        networks = [load_member(one.path)[1] for one in chosen]
+
+        def mixed(rows: tuple[int, ...]) -> ConvNeXtEmoteNet:
+            seed = first.config.training.seed
+            return mix_networks([networks[row] for row in rows], faces.train, batch_size=first.batch_size, seed=seed)
+
+        soups = find_soups(networks, faces.validation, mixed=mixed, console=console)
+        is_what, rows, accuracy = soups.choose(method)
+        soup = SoupRecord(
+            method=method,
+            chosen=is_what,
+            ingredients=tuple(
+                Ingredient(
+                    member=relative_path(out, chosen[row].path),
+                    sha256=chosen[row].record.sha256,
+                    validation_accuracy=soups.singles[row],
+                    kept=row in rows,
+                )
+                for row in soups.uniform
+            ),
+            best_member=max(soups.singles),
+            uniform=soups.uniform_accuracy,
+            greedy=soups.greedy_accuracy,
+        )
+        _show(soup, len(faces.validation), console)
         name = save_member(
             directory / "members",
             "1",
