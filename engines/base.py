@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,6 @@ from emoexport.errors import BadBundle, BadInput, EmoexportError
 from emoexport.outcome import Outcome
 
 __all__ = ["Engine", "GraphEngine", "milliseconds_of"]
-
-_Answer = TypeVar("_Answer")
 
 
 class Engine(ABC):
@@ -45,13 +43,9 @@ class Engine(ABC):
 
         Raises:
             BadInput: if the type or the shape is another.
-            BadBundle: if the runtime fails, or what it answers is no outcome of so many faces.
         """
         self._refuse(faces)
-        outcome = self._asked(self._run, faces)
-        if not outcome.is_of(len(faces)):
-            raise BadBundle(f"{self.name} answers no probabilities, label and confidence of each face.")
-        return outcome
+        return self._run(np.ascontiguousarray(faces))
 
     def run_all(
         self,
@@ -86,21 +80,9 @@ class Engine(ABC):
 
         Raises:
             BadInput: if the type or the shape is another.
-            BadBundle: if the runtime fails, or what it answers is of another shape.
         """
         self._refuse(faces)
-        scores = self._asked(self._scores, faces)
-        if scores.ndim != 4 or len(scores) != len(faces):
-            raise BadBundle(f"{self.name} answers scores {scores.shape}; needed are those of {len(faces)} faces.")
-        return scores
-
-    def _asked(self, answer: Callable[[NDArray[np.uint8]], _Answer], faces: NDArray[np.uint8]) -> _Answer:
-        try:
-            return answer(np.ascontiguousarray(faces))
-        except EmoexportError:
-            raise
-        except Exception as err:  # what runtimes raise shares no base but this
-            raise BadBundle(f"{self.name} fails in a call: {err}") from err
+        return self._scores(np.ascontiguousarray(faces))
 
     def split(self, faces: NDArray[np.uint8]) -> tuple[float, float, float] | None:  # noqa: ARG002 (for those that can)
         """Milliseconds of one call before, in and after what the runtime computes; None where an engine cannot tell.

@@ -18,17 +18,17 @@ class Outcome(NamedTuple):
     confidence: NDArray[np.float32]
     """`(N,)`, the probability of the label."""
 
-    def is_of(self, faces: int) -> bool:
-        """Whether this is what can be said of so many faces: of their shapes, finite, and rows that sum to 1.
+    def is_of(self, faces: int, labels: int) -> bool:
+        """Whether this can be said of so many faces and emotions: of their shapes, finite, and rows that sum to 1.
 
         Rows of engines of few bits are within a few thousandths of it.
         """
-        shapes = self.probabilities.ndim == 2 and self.label.shape == self.confidence.shape == (faces,)
-        if not shapes or len(self.probabilities) != faces or self.label.dtype.kind != "i":
+        shapes = self.probabilities.shape, self.label.shape, self.confidence.shape
+        if shapes != ((faces, labels), (faces,), (faces,)) or self.label.dtype.kind != "i":
             return False
         sums = np.abs(self.probabilities.sum(axis=1) - 1) < 0.05  # nothing that is not finite is less than anything
-        labels = (self.label >= 0) & (self.label < self.probabilities.shape[1])
-        return bool((sums & labels & np.isfinite(self.confidence)).all() and (self.probabilities >= 0).all())
+        known = (self.label >= 0) & (self.label < labels)
+        return bool((sums & known & np.isfinite(self.confidence)).all() and (self.probabilities >= 0).all())
 
     def take(self, rows: NDArray[np.bool_] | slice) -> "Outcome":
         """The faces where a mask `(N,)` is True, or of a slice."""

@@ -1,10 +1,11 @@
 """`emoexport.load`: a bundle opened for use, with the best engine that this machine runs. It needs no torch."""
 
+import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ from emoexport.precision import PRECISIONS
 from emoexport.throughput import SpeedReport
 
 __all__ = ["Session", "best_graph_engine", "load", "speeds_of"]
+
+_Answer = TypeVar("_Answer")
 
 _BATCH = 16
 """Faces in a call where no certificate says how many were tried."""
@@ -164,9 +167,10 @@ class Session:
 
         Raises:
             BadInput: if the type or the shape is another, or the session is closed.
+            BadBundle: if the runtime fails, or what it answers cannot be said of these faces.
         """
         with self._lock:
-            return self._opened_for(faces).run_all(faces, batch_size=self.batch)
+            return _decided(self._opened_for(faces), faces, self.batch, self.labels)
 
     def scores(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What every member says of every view, `batch` faces in a call of the runtime: the votes behind `run`.
@@ -181,6 +185,7 @@ class Session:
         Raises:
             BadInput: if the type or the shape is another, or the session is closed, or it is of a cascade, which
                 computes other passes of every face.
+            BadBundle: if the runtime fails, or what it answers is of another shape.
         """
         with self._lock:
             engine = self._opened_for(faces)
@@ -190,7 +195,12 @@ class Session:
                     hint="open the bundle without a cascade",
                 )
             starts = range(0, max(1, len(faces)), self.batch)
-            return np.concatenate([engine.scores(faces[start : start + self.batch]) for start in starts])
+            parts = [_asked(engine, engine.scores, faces[start : start + self.batch]) for start in starts]
+            found = np.concatenate(parts)
+            needed = len(faces), len(self.manifest.members), len(self.manifest.views), len(self.labels)
+            if found.shape != needed:
+                raise BadBundle(f"{engine.name} answers scores {found.shape}; needed are {needed}.")
+            return found
 
     @property
     def left(self) -> tuple[int, ...] | None:
@@ -355,7 +365,7 @@ def _cascade(
     for record in sorted(records, key=lambda one: (one.verdict != "certified", one.timing.ms_a_face)):
         try:
             opened = open_cascade(bundle, record, **limits)
-            opened.walk(np.zeros((1, *opened.face_shape), dtype=np.uint8))
+            _asked(opened, opened.walk, np.zeros((1, *opened.face_shape), dtype=np.uint8))
         except EmoexportError as err:
             notes.append(f"{record.engine} is left out: {err}")
             continue
@@ -394,15 +404,36 @@ def _open(bundle: Bundle, one: _Candidate, limits: dict[str, Any], notes: list[s
     """Open an engine and call it once; None, and a note, if it fails."""
     try:
         (found,) = open_engines(bundle, engines=[one.backend], precisions=[one.precision], **limits)
-        answered = found.run(np.zeros((1, *found.face_shape), dtype=np.uint8)).probabilities.shape[1]
-        if answered != len(bundle.manifest.labels):
-            raise BadBundle(f"{one.name} tells {answered} emotions apart; {bundle.path} has {bundle.manifest.labels}.")
+        _decided(found, np.zeros((1, *found.face_shape), dtype=np.uint8), 1, bundle.manifest.labels)
     except Exception as err:  # what runtimes raise in a call shares no base but this
         if strict:
             raise
         notes.append(f"{one.name} is left out: {str(err).partition(chr(10))[0]}")
         return None
     return found
+
+
+def _decided(engine: Engine, faces: NDArray[np.uint8], batch: int, labels: Sequence[str]) -> Outcome:
+    """What an engine says of faces, `batch` of them in a call.
+
+    Raises:
+        BadBundle: if the runtime fails, or this cannot be said of so many faces and emotions.
+    """
+    outcome = _asked(engine, functools.partial(engine.run_all, batch_size=batch), faces)
+    if not outcome.is_of(len(faces), len(labels)):
+        raise BadBundle(
+            f"{engine.name} answers no probabilities of {len(labels)} emotions, label and confidence a face."
+        )
+    return outcome
+
+
+def _asked(engine: Engine, answer: Callable[[NDArray[np.uint8]], _Answer], faces: NDArray[np.uint8]) -> _Answer:
+    try:
+        return answer(faces)
+    except EmoexportError:
+        raise
+    except Exception as err:  # what runtimes raise in a call shares no base but this
+        raise BadBundle(f"{engine.name} fails in a call: {err}") from err
 
 
 def _notes_on_absent(
