@@ -201,7 +201,13 @@ class Session:
                     "a cascade computes other passes of every face, and tells none.",
                     hint="open the bundle without a cascade",
                 )
-            return _scores_of(engine, faces, batch=self.batch)
+            starts = range(0, max(1, len(faces)), self.batch)
+            with _failing(engine):
+                found = np.concatenate([engine.scores(faces[start : start + self.batch]) for start in starts])
+            needed = len(faces), len(self.manifest.members), len(self.manifest.views), len(self.labels)
+            if found.shape != needed:
+                raise BadBundle(f"{engine.name} answers scores {found.shape}; needed are {needed}.")
+            return found
 
     @property
     def left(self) -> tuple[int, ...] | None:
@@ -252,20 +258,10 @@ def _outcome_of(engine: Engine, faces: NDArray[np.uint8], *, batch: int, labels:
         outcome = engine.run_all(faces, batch_size=batch)
     if not outcome.is_of(len(faces), labels):
         raise BadBundle(
-            f"{engine.name} answers what is no probabilities of {labels} emotions, label and confidence of each face.",
+            f"{engine.name} answers no probabilities of {labels} emotions, label and confidence a face.",
             hint="emoexport verify says what is wrong with it",
         )
     return outcome
-
-
-def _scores_of(engine: Engine, faces: NDArray[np.uint8], *, batch: int) -> NDArray[np.float32]:
-    """What an engine says in every pass, as `_outcome_of` has it."""
-    starts = range(0, max(1, len(faces)), batch)
-    with _failing(engine):
-        scores = np.concatenate([engine.scores(faces[start : start + batch]) for start in starts])
-    if scores.ndim != 4 or len(scores) != len(faces):
-        raise BadBundle(f"{engine.name} answers scores {scores.shape}; needed are those of {len(faces)} faces.")
-    return scores
 
 
 @contextmanager
@@ -404,7 +400,8 @@ def _cascade(
     for record in sorted(records, key=lambda one: (one.verdict != "certified", one.timing.ms_a_face)):
         try:
             opened = open_cascade(bundle, record, **limits)
-            opened.walk(np.zeros((1, *opened.face_shape), dtype=np.uint8))
+            with _failing(opened):
+                opened.walk(np.zeros((1, *opened.face_shape), dtype=np.uint8))
         except EmoexportError as err:
             notes.append(f"{record.engine} is left out: {err}")
             continue

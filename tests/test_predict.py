@@ -659,7 +659,7 @@ def test_what_is_no_number_is_no_answer(bundle, faces, monkeypatch):
         return found
 
     monkeypatch.setattr(session._engine, "_run", overflown)
-    with pytest.raises(BadBundle, match="onnxruntime-fp32 answers what is no probabilities of 7 emotions"):
+    with pytest.raises(BadBundle, match="onnxruntime-fp32 answers no probabilities of 7 emotions"):
         session.run(faces[0][:20])
 
 
