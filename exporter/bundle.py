@@ -316,7 +316,7 @@ class Bundle:
         manifest = Manifest.parse_json(path / MANIFEST_FILE, inside=path, error=BadBundle)
         again = _command(path, manifest)
         if not _run_of(path, manifest).is_dir():
-            again = f"copy it anew from where it was built; or there {again}"
+            again = "copy it anew from where it was built"
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
         refuse_absurd_size(path, manifest.files, hint=again)

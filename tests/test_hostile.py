@@ -304,6 +304,7 @@ def test_a_view_can_only_be_the_same_as_an_earlier_one(spoiled):
 def test_the_next_command_is_one_command(spoiled):
     """Whatever the manifest says: people copy it."""
     manifest = json.loads((spoiled / "manifest.json").read_text()) | {"run": "x; touch written\n\x1b[2J #"}
+    (spoiled / manifest["run"]).mkdir()
     (spoiled / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadBundle, match="was changed") as caught:
         Bundle.open(spoiled)
