@@ -204,7 +204,7 @@ def test_a_damaged_member_is_refused_and_nothing_is_left(runs, data, tmp_path, q
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(BadCheckpoint, match=r"resnet/members/1\.safetensors has the SHA-256"):
         combine_runs(runs, data, tmp_path / "out/both", members=4, console=quiet)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_replaced_only_by_force_and_only_by_a_whole_one(combined, runs, data, tmp_path, quiet):
