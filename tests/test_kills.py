@@ -1,6 +1,6 @@
 """Real commands, killed at random moments of their work: what is there is whole, and the same command finishes it.
 
-`KILLS=50 pytest tests/test_kills.py -s` kills each command that many times, and prints what was found.
+`EMOEXPORT_KILLS=50 pytest tests/test_kills.py -s` kills each command that many times, and prints what was found.
 """
 
 import json
@@ -31,7 +31,7 @@ from emoexport.train.synthetic import synthetic_faces
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("EMOEXPORT_KILLS", "3"))
 FACES = 40
 
 
