@@ -831,6 +831,10 @@ def test_what_is_wrong_with_a_picture_is_said_on_the_page(browser, address):
     browser.wait_for("shown !== null")
     assert browser.value("[shown.answer.picture.width, shown.answer.picture.height]") == [90, 80]
     assert browser.value("document.getElementById('problem').hidden")
+    drop(browser, b"no picture")  # what was said of the picture before is not of this one
+    browser.wait_for("!document.getElementById('problem').hidden")
+    assert browser.value("shown === null && document.getElementById('canvas').hidden")
+    assert text_of(browser, "label") == "No face"
 
 
 def test_the_camera_is_asked_at_a_bounded_rate_and_stops(browser, address):

@@ -26,7 +26,6 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 from PIL import Image
-from scipy import stats
 
 import emoexport
 from emoexport.engines.machine import describe_processor, versions_of
@@ -67,11 +66,9 @@ class Soak(NamedTuple):
         return [sample for sample in self.samples if sample.at_s >= min(WARM_S, end / 2)]
 
     @property
-    def growth_mib(self) -> tuple[float, float, float]:
-        """From the first judged sample to the last, by the Theil-Sen slope, with its 95 % interval."""
-        at, mib = np.array([(sample.at_s, sample.mib) for sample in self.warm]).T
-        slope, _, low, high = stats.theilslopes(mib, at)
-        return tuple(float(each * (at[-1] - at[0])) for each in (slope, low, high))
+    def peaks_mib(self) -> list[float]:
+        """The most memory in each third of the judged time: allocators wander, and leaks go up."""
+        return [float(part.max()) for part in np.array_split([sample.mib for sample in self.warm], 3)]
 
     def p99_ms(self, part: int, of: int) -> float:
         """Of the calls in one of equal parts of the judged time."""
@@ -256,16 +253,15 @@ def soak(bundle: Path, minutes: float, *, reopen: int) -> list[Soak]:
 
 def table(found: list[Soak]) -> str:
     lines = [
-        "| process | calls | memory at first, MiB | growth, MiB | handles, least to most, at the end | threads | "
+        "| process | calls | most memory in each third, MiB | handles, least to most, at the end | threads | "
         "p99 of each quarter, ms |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
     for one in found:
-        growth, low, high = one.growth_mib
         handles, threads = ([getattr(sample, name) for sample in one.warm] for name in ("handles", "threads"))
         lines.append(
             f"| {one.name} | {', '.join(f'{count:,} {name}' for name, count in one.counts.items())} "
-            f"| {one.warm[0].mib:.1f} | {growth:+.2f} [{low:+.2f}, {high:+.2f}] "
+            f"| {', '.join(f'{peak:.0f}' for peak in one.peaks_mib)} "
             f"| {min(handles)} to {max(handles)}, {handles[-1]} | {min(threads)} to {max(threads)}, {threads[-1]} "
             f"| {', '.join(f'{one.p99_ms(part, 4):.1f}' for part in range(4))} |"
         )
