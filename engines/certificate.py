@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from emoexport.engines.passport import PASSPORT, Passport, passport_of
+from emoexport.engines.passport import PASSPORT, Passport, is_of_its_types, passport_of
 from emoexport.errors import BadBundle
 
 __all__ = ["Certificate", "certificates_in", "read_certificate"]
@@ -75,7 +75,7 @@ def read_certificate(bundle: Path, engine: str) -> Certificate | None:
     if not passport_of(file).exists():
         return None
     try:
-        found = Passport.read(file).certificate
-        return Certificate(**found) if found else None
-    except (BadBundle, TypeError):  # changed after it was written, or of another version
+        certificate = Certificate(**Passport.read(file).certificate)
+    except (BadBundle, TypeError):  # changed after it was written, of another version, or none
         return None
+    return certificate if is_of_its_types(certificate) and min(certificate.batches, default=1) > 0 else None

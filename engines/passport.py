@@ -9,12 +9,13 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from emoexport.errors import BadBundle
 from emoexport.files import lies_inside, read_text, sha256_of_graph, write_text
 
-__all__ = ["PASSPORT", "Passport", "passport_of", "passports_in", "read_engine", "rebuild_command"]
+__all__ = ["PASSPORT", "Passport", "is_of_its_types", "passport_of", "passports_in", "read_engine", "rebuild_command"]
 
 
 PASSPORT = ".passport.json"
@@ -118,13 +119,33 @@ class Passport:
         if not isinstance(found, dict) or found.get("digest") != _digest_of(found):
             raise BadBundle(f"{path} was changed after it was written.", hint=hint)
         try:
-            return cls(**found)
-        except TypeError as err:  # as intact as it was, and of another version
-            raise BadBundle(f"{path} has other fields than this version of emoexport writes.", hint=hint) from err
+            passport = cls(**found)
+        except TypeError:  # as intact as it was, and of another version
+            passport = None
+        if passport is None or not is_of_its_types(passport):
+            raise BadBundle(f"{path} has other fields than this version of emoexport writes.", hint=hint)
+        return passport
 
     def is_of(self, graph: Path) -> bool:
         """Whether the engine was built from this graph as it is now."""
         return self.graph_sha256 == sha256_of_graph(graph)
+
+
+def is_of_its_types(record: Any) -> bool:
+    """Whether the fields of a dataclass that JSON has filled are of the types that they are said to be."""
+    types = get_type_hints(type(record))
+    return all(_is_of(getattr(record, one.name), types[one.name]) for one in dataclasses.fields(record))
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    inner = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_of(value, one) for one in inner)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(one, inner[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_of(one, inner[0]) and _is_of(value[one], inner[1]) for one in value)
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
 
 def read_engine(engine: Path, passport: Passport, *, hint: str = "") -> bytes:
