@@ -93,6 +93,7 @@ def test_passes_of_every_precision_are_those_of_the_fold(bundle, tmp_path, quiet
     assert (passes.run(some).label == fold.run(some).label).mean() > 0.96
 
 
+@pytest.mark.slow
 def test_an_engine_in_sizes_answers_as_one_without(bundle, opened, tmp_path, quiet, faces, monkeypatch):
     if not BACKENDS["openvino"].is_installed():
         pytest.skip("openvino is not installed")

@@ -154,6 +154,7 @@ def test_a_rewritten_member_is_the_member_in_float64(config, wanted):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_members_of_one_configuration_are_traced_once_and_keep_their_own_weights(networks, monkeypatch):
     calls = []
     monkeypatch.setattr(rewrites, "trace", lambda *arguments: calls.append(1) or trace(*arguments))

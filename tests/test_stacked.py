@@ -69,6 +69,7 @@ def largest_difference(members, traced, pictures):
     return (found - wanted).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewritten", [False, True])
 @pytest.mark.parametrize("config", [BATCH_NORM, TRANSFORMER], ids=["batch-norm", "transformer"])
 def test_stacked_members_are_the_members_in_float64(config, rewritten, alone):
