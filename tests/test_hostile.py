@@ -331,6 +331,17 @@ def test_a_manifest_whose_fields_make_no_sense(change, said, spoiled):
         Bundle.open(spoiled)
 
 
+@pytest.mark.parametrize(
+    "change", [{"gflop_a_pass": -1.0}, {"gflop_a_pass": float("inf")}, {"parameters": -1}], ids=str
+)
+def test_a_member_whose_cost_makes_no_sense(change, spoiled):
+    manifest = json.loads((spoiled / "manifest.json").read_text())
+    manifest["members"][0] |= change
+    (spoiled / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadBundle, match=rf"members\.0\.{next(iter(change))}"):
+        Bundle.open(spoiled)
+
+
 def test_a_view_can_only_be_the_same_as_an_earlier_one(spoiled):
     manifest = json.loads((spoiled / "manifest.json").read_text())
     manifest["views"][0]["same_as"] = manifest["views"][1]["name"]
