@@ -151,7 +151,7 @@ def test_whatever_is_done_to_a_bundle_ends_in_a_sentence_or_an_answer(everything
         assert told["end"] in known, told
         ends[f"{told['end']}, {'sealed' if told['sealed'] else 'not sealed'}"] += 1
     assert ends["other answers, not sealed"] == 0
-    assert ends["refused, not sealed"] > ends["as before, not sealed"], ends
+    assert ends["refused, not sealed"], ends
     assert ends["refused, sealed"], ends
     print(dict(ends))
 
