@@ -68,9 +68,9 @@ class MemberEntry(Record):
     backbone: str
     epoch: int
     validation_accuracy: float
-    parameters: int | None = None
+    parameters: int | None = Field(default=None, ge=0)
     """How many; None in a manifest from before they were counted, as in the next field."""
-    gflop_a_pass: float | None = None
+    gflop_a_pass: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """10^9 floating-point operations on one picture, as `flops.gflop_a_pass` counts them."""
     weight: Weight = 1.0
     """In the vote, beside those of the other members."""
