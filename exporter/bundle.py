@@ -492,7 +492,7 @@ _TRIES = 5
 def _digest_at(bundle: Path) -> str:
     """That of the manifest there; nothing if there is none that can be read."""
     try:
-        return Manifest.parse_json(bundle / MANIFEST_FILE).digest
+        return Manifest.parse_json(bundle / MANIFEST_FILE, inside=bundle).digest
     except BadInput:
         return ""
 

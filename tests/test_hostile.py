@@ -148,7 +148,7 @@ def test_whatever_is_done_to_a_bundle_ends_in_a_sentence_or_an_answer(everything
     for told in survey(everything, range(SEVERAL)):
         is_graph = told["sealed"] and told["file"].endswith(".onnx")
         known = ("refused", "as before", "other answers", *(["ends the process, -11", "hangs"] if is_graph else []))
-        assert told["end"] in known, told
+        assert told["end"] in known, "\n".join(f"{name}: {value}" for name, value in told.items())
         ends[f"{told['end']}, {'sealed' if told['sealed'] else 'not sealed'}"] += 1
     assert ends["other answers, not sealed"] == 0
     assert ends["refused, not sealed"], ends

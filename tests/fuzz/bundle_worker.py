@@ -66,6 +66,11 @@ def inspected(*words: object) -> tuple[int, str]:
     return code, out.getvalue()
 
 
+def without_time(told: str) -> str:
+    """What is told of a bundle, but when its manifest was written."""
+    return "\n".join(line for line in told.splitlines() if '"created"' not in line)
+
+
 def sentence(text: str) -> str:
     """The same text, if it can be shown."""
     assert text.strip()
@@ -102,6 +107,7 @@ def judge(bundle: Path, damage: Damage, faces: np.ndarray, whole: dict[str, Any]
     if damage.file.startswith("cascades") or damage.file == "manifest.json":
         ends["cascade"] = answers(bundle, faces, cascade=whole["name"])
     code, told = inspected("inspect", bundle, "--json")
+    told = without_time(told)
     if damage.file.startswith("reports") or (
         damage.file.startswith("engines") and rng.random() < 0.25
     ):  # takes seconds
@@ -175,7 +181,10 @@ def main() -> None:
     faces, _ = synthetic_faces(3, size=32, seed=5)
     with fresh(folder) as place:
         bundle = place / "bundle"
-        whole: dict[str, Any] = {"": answers(bundle, faces), "told": inspected("inspect", bundle, "--json")[1]}
+        whole: dict[str, Any] = {
+            "": answers(bundle, faces),
+            "told": without_time(inspected("inspect", bundle, "--json")[1]),
+        }
         whole["name"] = cascades_in(bundle)[0]
         whole["cascade"] = answers(bundle, faces, cascade=whole["name"])
         whole["files"] = {*Bundle.open(bundle).manifest.files, "manifest.json"}
