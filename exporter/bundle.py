@@ -1,4 +1,4 @@
-"""The directory that `build` writes, and the manifest that says what is in it.
+"""The directory that `build` writes.
 
 build/x/
   manifest.json        members, views, vote, decision, input and output, versions, SHA-256 of every file
@@ -20,273 +20,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from typing import Concatenate, ParamSpec, TypeVar
 
 from emoexport.clock import timestamp
-from emoexport.config import Record, SealedRecord
-from emoexport.decision import Decision
+from emoexport.config import Record
 from emoexport.errors import BadBundle, BadInput
 from emoexport.external_data import require_own_weights
 from emoexport.files import changed_directory, lies_inside, sha256_of, write_text, writing
-from emoexport.passes import Choice, Weight, pass_weights
+from emoexport.manifest import MANIFEST_FILE, FileEntry, Manifest
 from emoexport.precision import PRECISIONS, precisions_named
-from emoexport.statistics import Estimate
 from emoexport.temporaries import sweep_below
 
-__all__ = [
-    "MANIFEST_FILE",
-    "Bundle",
-    "CalibrationEntry",
-    "FileEntry",
-    "GateEntry",
-    "GraphEntry",
-    "LayoutEntry",
-    "Manifest",
-    "MemberEntry",
-    "PackageEntry",
-    "ProvenanceEntry",
-    "ViewEntry",
-    "refuse_absurd_size",
-    "use_unchanged",
-    "writes_bundle",
-]
+__all__ = ["Bundle", "check_files", "use_unchanged", "writes_bundle"]
 
-MANIFEST_FILE = "manifest.json"
 _MOST_BYTES = 2**36
 """Of all files together; the largest bundles have a few thousand millions."""
-
-
-class MemberEntry(Record):
-    """A member that was folded."""
-
-    sha256: str
-    """Of its weights."""
-    backbone: str
-    epoch: int
-    validation_accuracy: float
-    parameters: int | None = Field(default=None, ge=0)
-    """How many; None in a manifest from before they were counted, as in the next field."""
-    gflop_a_pass: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """10^9 floating-point operations on one picture, as `flops.gflop_a_pass` counts them."""
-    weight: Weight = 1.0
-    """In the vote, beside those of the other members."""
-
-
-class ViewEntry(Record):
-    """A view that was folded."""
-
-    name: str
-    function: str
-    parameters: dict[str, float]
-    mirrored: bool
-    weight: Weight = 1.0
-    """In the vote, beside those of the other views."""
-    same_as: str | None = None
-    """The earlier view that shows the same picture: its passes are computed, and their scores given to both."""
-
-
-class LayoutEntry(Record):
-    """How the members stand in the graphs."""
-
-    name: str
-    """Of `fold.LAYOUTS`: `branches`, one subgraph a member; `stacked`, each operator once for all members."""
-    reason: str
-    """Why: it was asked for, or what was measured."""
-    median_ms: dict[str, float] | None = None
-    """By layout, of a call with one face; None where nothing was measured."""
-
-
-class GraphEntry(Record):
-    """A graph of the bundle."""
-
-    file: str
-    opset: int
-    operators: dict[str, int]
-    kept: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """By reason, the nodes of members that its conversion left in FP32, or unquantised."""
-
-
-class PackageEntry(Record):
-    """The fold compiled ahead of time, and the machine that it needs."""
-
-    file: str
-    backend: str
-    """Of `engines.BACKENDS`."""
-    precision: str
-    torch: str
-    """The version that compiled it, which alone loads it."""
-    instruction_sets: tuple[str, ...]
-    """Of the processor, as `engines.machine.instruction_sets` names them."""
-    seconds: float
-    """How long it took."""
-
-
-class FileEntry(Record):
-    """A file of the bundle."""
-
-    sha256: str
-    bytes: int = Field(ge=0)
-
-
-class CalibrationEntry(Record):
-    """Where the ranges of the activations are from."""
-
-    file: str
-    method: str
-    faces: int
-    data: str
-    split: str
-    random: bool = False
-    """Whether it is noise, not faces."""
-
-    def options(self) -> list[str]:
-        """The options of `build` that calibrate like this, as far as they are not the usual ones."""
-        method = [] if self.method == "min-max" else ["--calib-method", self.method]
-        size = [] if self.faces == 512 else ["--calib-size", str(self.faces)]
-        return [*method, *size, *(["--calib-random"] if self.random else [])]
-
-
-class GateEntry(Record):
-    """Whether a graph of 8 bits is worth having on the machine that built it."""
-
-    verdict: Literal["recommended", "not recommended", "not judged"]
-    reason: str
-    engine: str | None = None
-    """The fastest of its graph."""
-    rival: str | None = None
-    """The fastest of a graph of 16 or 32 bits."""
-    times_as_fast: Estimate | None = None
-    """As the rival, in turn, 95 % interval."""
-    gain_points: Estimate | None = None
-    """Accuracy of the engine less that of the rival on the same faces, paired 95 % interval."""
-    bound_points: float | None = None
-    """Its lower bound, one-sided at 95 %."""
-    faces: int | None = None
-
-
-_Side = Annotated[int, Field(ge=1, le=4096)]
-
-
-class ProvenanceEntry(Record):
-    """What made a bundle, and what it was made of besides what the manifest says already."""
-
-    source_sha256: str
-    """Of emoexport's own files: one that was edited is another package under the same version."""
-    python: str
-    platform: str
-    processor: str
-    materials: dict[str, str]
-    """By path, relative to the run, SHA-256 of what was read besides the members' weights."""
-    sbom: str
-    """The file with the bill of materials, in CycloneDX 1.6: members, faces, and packages with what they need."""
-
-
-class Manifest(SealedRecord):
-    """`manifest.json`."""
-
-    schema_version: Literal[1] = 1
-    created: str | None = None
-    """UTC, ISO 8601, in a manifest of before the same inputs gave the same bytes."""
-    face_shape: tuple[_Side, _Side, Literal[1, 3]]
-    """`(H, W, C)` of the uint8 faces."""
-    max_batch: int = Field(ge=1, le=2**16)
-    labels: tuple[str, ...]
-    run: str = Field(pattern=r"^[^\x00]*$")
-    """The training run, relative to the bundle where that is possible: the reference is rebuilt from it."""
-    members: tuple[MemberEntry, ...] = Field(min_length=1)
-    views: tuple[ViewEntry, ...] = Field(min_length=1)
-    choice: Choice = Choice()
-    """What of the run was asked for."""
-    vote: Literal["prob-mean"] = "prob-mean"
-    decision: Decision
-    layout: LayoutEntry = LayoutEntry(name="branches", reason="the only layout there was")
-    rewrites: dict[str, int] | None = None
-    """By name in `rewrites.REWRITES`, how many nodes each took out of all members together; None in a manifest from
-    before there were any."""
-    graphs: dict[str, GraphEntry]
-    """By precision."""
-    gate: dict[str, GateEntry] = Field(default_factory=dict)
-    """By precision of 8 bits; those that are not recommended have no graph unless it was asked to be kept."""
-    engines: dict[str, PackageEntry] = Field(default_factory=dict)
-    """What was compiled ahead of time, by name of the engine."""
-    calibration: CalibrationEntry | None = None
-    tuning: str | None = None
-    """The file with the trials by which a graph of 8 bits leaves blocks in FP32; None where it leaves none."""
-    data: dict[str, Any]
-    """What the run says of its faces."""
-    versions: dict[str, str]
-    provenance: ProvenanceEntry | None = None
-    """None in a manifest from before it was recorded."""
-    files: dict[str, FileEntry]
-    """Every file but the manifest, the reports, and engines with a passport."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.labels != self.decision.labels:
-            raise ValueError("the labels are not those of the decision")
-        if unknown := {*self.graphs, *self.gate} - {*PRECISIONS}:
-            raise ValueError(f"{min(unknown)!r} is no precision; known are {', '.join(PRECISIONS)}")
-        names = [view.name for view in self.views]
-        if any(view.same_as not in (None, *names[:number]) for number, view in enumerate(self.views)):
-            raise ValueError("a view is the same as one that does not come before it")
-        if self.choice.passes:
-            chosen = self.choice.among(max(self.choice.numbers), ())
-            if (len(chosen.members), len(chosen.views)) != (len(self.members), len(self.views)):
-                raise ValueError("the passes that are chosen are not of these members and views")
-        return self
-
-    @property
-    def opened(self) -> dict[str, GraphEntry | PackageEntry]:
-        """What engines are opened from: the graphs, by precision, and the packages, by name of the engine."""
-        return {**self.graphs, **self.engines}
-
-    @property
-    def kept_rejected(self) -> list[str]:
-        """The precisions that are not recommended and have a graph all the same."""
-        return [name for name in self.graphs if name in self.gate and self.gate[name].verdict == "not recommended"]
-
-    @property
-    def weights(self) -> NDArray[np.float64] | None:
-        """Of every pass in the vote, `(K, V)`, sum 1, and 0 for passes left out; None for equal ones of all."""
-        if self.choice.passes:  # in their order members and views were folded
-            return self.choice.among(max(self.choice.numbers), ()).weights()
-        return pass_weights([member.weight for member in self.members], [view.weight for view in self.views])
-
-    @property
-    def merged_weights(self) -> NDArray[np.float64]:
-        """Of every pass that is computed, in the vote, `(K, V)`, sum 1.
-
-        Those of a view that shows what an earlier one does have 0, and the earlier one has their weight too.
-        """
-        shape = len(self.members), len(self.views)
-        voting = np.full(shape, 1 / np.prod(shape)) if self.weights is None else self.weights
-        place = {view.name: number for number, view in enumerate(self.views)}
-        found = np.zeros(shape)
-        for number, view in enumerate(self.views):
-            found[:, place[view.same_as or view.name]] += voting[:, number]
-        return found
-
-    @property
-    def computed(self) -> NDArray[np.bool_]:
-        """Which passes are computed, `(K, V)`: not those left out, nor those of a view that shows what another does."""
-        return self.merged_weights > 0
-
-    @property
-    def gflop_a_face(self) -> float | None:
-        """10^9 floating-point operations of all passes that are computed; None where they were not counted."""
-        counted = [member.gflop_a_pass for member in self.members if member.gflop_a_pass is not None]
-        if len(counted) < len(self.members):
-            return None
-        return float(self.computed.sum(axis=1) @ counted)
-
-    @property
-    def passes_a_face(self) -> int:
-        """How many are computed."""
-        return int(self.computed.sum())
+_TRIES = 5
+"""To open a bundle that is replaced meanwhile."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,9 +71,7 @@ class Bundle:
             again = "copy it anew from where it was built"
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
-        refuse_absurd_size(path, manifest.files, hint=again)
-        for name, file in manifest.files.items():
-            _check_file(path, name, file, hint=again)
+        check_files(path, manifest.files, inside=path, hint=again)
         for named in [*(entry.file for entry in manifest.opened.values()), manifest.tuning]:
             if named is not None and named not in manifest.files:
                 raise BadBundle(f"{path}: the manifest lists no hash for {named}.", hint=again)
@@ -340,7 +90,8 @@ class Bundle:
 
         Raises:
             Busy: if another command is writing it.
-            BadBundle: if it was replaced since it was opened: what is known of it does not belong into the new one.
+            BadBundle: if it was replaced since it was opened: what is known of it does not belong into the new one; or
+                if there is a link in it that leads out: what is written there would be written elsewhere.
         """
         with writing(self.path):
             if not self.is_current:
@@ -348,7 +99,16 @@ class Bundle:
                     f"{self.path} was replaced or removed since it was opened.", hint="the same command again"
                 )
             sweep_below(self.path)
+            self._refuse_ways_out()
             yield
+
+    def _refuse_ways_out(self) -> None:
+        for where, folders, files in os.walk(self.path):
+            for path in (Path(where, name) for name in [*folders, *files]):
+                if path.is_symlink() and not lies_inside(path, self.path):
+                    raise BadBundle(
+                        f"{path} leads out of the bundle, and something may be written there.", hint="remove this link"
+                    )
 
     def graph(self, precision: str) -> Path:
         """The ONNX file of a precision.
@@ -434,19 +194,37 @@ class Bundle:
         return _run_of(self.path, self.manifest)
 
 
-def refuse_absurd_size(folder: Path, files: Mapping[str, FileEntry], *, hint: str) -> None:
-    """Before every byte is read, so that a hole of a disk's size is not.
+def check_files(folder: Path, files: Mapping[str, FileEntry], *, inside: Path, hint: str) -> None:
+    """Hold files against their record.
+
+    Args:
+        folder: where they are.
+        files: what they were, by path in the folder.
+        inside: the bundle, which none may lead out of.
+        hint: what comes next where one is another.
 
     Raises:
-        BadBundle: if files are said to have more bytes together than a bundle can have.
+        BadBundle: if one is missing, cut short, changed, or outside of the bundle, or they are said to have more bytes
+            together than a bundle can have: then nothing is read, as a hole of a disk's size would take hours.
     """
     total = sum(file.bytes for file in files.values())
     if total > _MOST_BYTES:
         raise BadBundle(f"{folder} would have {total:,} bytes; the limit is {_MOST_BYTES:,}.", hint=hint)
-
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+    for name, entry in files.items():
+        file = folder / name
+        is_plain = "\\" not in name and ".." not in PurePosixPath(name).parts
+        try:
+            if not is_plain or not lies_inside(file, inside) or file.is_symlink():
+                raise BadBundle(f"{folder} lists '{name}', which lies outside the bundle.", hint=hint)
+            if not file.is_file():
+                raise BadBundle(f"{file} is missing.", hint=hint)
+            size = file.stat().st_size
+            if size != entry.bytes:
+                raise BadBundle(f"{file} has {size:,} bytes; its record says {entry.bytes:,}.", hint=hint)
+            if sha256_of(file) != entry.sha256:
+                raise BadBundle(f"{file} was changed after it was written: its SHA-256 is another.", hint=hint)
+        except OSError as err:  # its name may be too long, even
+            raise BadBundle(f"{file} cannot be read: {err.strerror}.", hint=hint) from err
 
 
 def writes_bundle(function: Callable[Concatenate[Bundle, _P], _T]) -> Callable[Concatenate[Bundle, _P], _T]:
@@ -483,10 +261,6 @@ def use_unchanged(path: Path, use: Callable[[Bundle], _T]) -> _T:
                 return found
             del found  # before another is opened
     raise BadBundle(f"{path} was replaced {_TRIES} times while it was opened.", hint="wait until that has ended")
-
-
-_TRIES = 5
-"""To open a bundle that is replaced meanwhile."""
 
 
 def _digest_at(bundle: Path) -> str:
@@ -529,20 +303,3 @@ def _command(bundle: Path, manifest: Manifest, *precisions: str, tuning: Path | 
     command = ["emoexport", "build", os.path.relpath(_run_of(bundle, manifest)), "-o", str(bundle)]
     chosen = [word for option in manifest.choice.options() for word in option.split(" ", 1)]
     return shlex.join([*command, *chosen, *flags])
-
-
-def _check_file(bundle: Path, name: str, entry: FileEntry, *, hint: str) -> None:
-    file = bundle / name
-    is_plain = "\\" not in name and ".." not in PurePosixPath(name).parts
-    try:
-        if not is_plain or not lies_inside(file, bundle) or file.is_symlink():
-            raise BadBundle(f"{bundle}: the manifest names '{name}', which lies outside the bundle.", hint=hint)
-        if not file.is_file():
-            raise BadBundle(f"{file} is missing.", hint=hint)
-        size = file.stat().st_size
-        if size != entry.bytes:
-            raise BadBundle(f"{file} has {size:,} bytes; the manifest says {entry.bytes:,}.", hint=hint)
-        if sha256_of(file) != entry.sha256:
-            raise BadBundle(f"{file} was changed after it was written: its SHA-256 is another.", hint=hint)
-    except OSError as err:  # its name may be too long, even
-        raise BadBundle(f"{file} cannot be read: {err.strerror}.", hint=hint) from err

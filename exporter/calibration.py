@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import CalibrationEntry
 from emoexport.calib.observer import Observer
 from emoexport.calib.ranges import activation_ranges, faces_to_run
 from emoexport.calib.record import Calibration
@@ -17,6 +16,7 @@ from emoexport.calib.thresholds import method_named
 from emoexport.errors import BadData, BadInput, UsageError
 from emoexport.files import sha256_of_graph
 from emoexport.labels import EMOTIONS
+from emoexport.manifest import CalibrationEntry
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run
 from emoexport.train.audit import face_hashes

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from emoexport.bundle import Bundle, FileEntry, refuse_absurd_size
+from emoexport.bundle import Bundle, check_files
 from emoexport.cascade import Cascade
 from emoexport.cascade_certificate import CascadeCertificate
 from emoexport.cascade_stages import Calls
@@ -14,7 +14,7 @@ from emoexport.config import Record, SealedRecord
 from emoexport.engines.timing import Ratio
 from emoexport.errors import BadBundle
 from emoexport.external_data import require_own_weights
-from emoexport.files import lies_inside, sha256_of
+from emoexport.manifest import FileEntry
 from emoexport.table_format import with_interval
 from emoexport.verdict import Judgement, Limits, Verdict, judge_counts
 
@@ -200,14 +200,7 @@ def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
     """
     record, folder = record_of(bundle, name), bundle.path / CASCADES / name
     again = f"emoexport cascade {bundle.path}"
-    refuse_absurd_size(folder, record.files, hint=again)
-    for file, entry in record.files.items():
-        path = folder / file
-        is_inside = Path(file).name == file and not path.is_symlink() and lies_inside(path, bundle.path)
-        if not is_inside or not path.is_file():
-            raise BadBundle(f"{path} is missing.", hint=again)
-        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-            raise BadBundle(f"{path} was changed after it was written.", hint=again)
+    check_files(folder, record.files, inside=bundle.path, hint=again)
     for graph in record.graphs:
         if not graph.endswith(".engine"):
             require_own_weights(folder / graph, listed=f"{graph}.data" in record.files)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import Bundle, FileEntry, writes_bundle
+from emoexport.bundle import Bundle, writes_bundle
 from emoexport.cascade import Cascade
 from emoexport.cascade_certificate import CascadeCertificate, certify, p_value
 from emoexport.cascade_claim import Claim, Fitted, fitted
@@ -33,6 +33,7 @@ from emoexport.engines.passport import Passport
 from emoexport.engines.timing import ratio_of
 from emoexport.errors import BadBundle, UsageError
 from emoexport.files import new_directory, sha256_of, write_text
+from emoexport.manifest import FileEntry
 from emoexport.opening import open_engines, where_it_runs
 from emoexport.pass_engine import CascadeEngine, PassEngine
 from emoexport.pass_opening import open_passes

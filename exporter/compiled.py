@@ -11,11 +11,11 @@ from rich.console import Console
 from torch import nn
 
 from emoexport.aot_compile import compile_apart
-from emoexport.bundle import PackageEntry
 from emoexport.engines import BACKENDS, open_engine
 from emoexport.engines.machine import find_compiler, instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime
 from emoexport.fold import Autocast, Branches, Fold
+from emoexport.manifest import PackageEntry
 from emoexport.member_graph import MemberGraph
 from emoexport.precision import PRECISIONS
 

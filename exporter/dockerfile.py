@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from emoexport.bundle import MANIFEST_FILE, Manifest
 from emoexport.engines import BACKENDS
 from emoexport.engines.passport import passport_of
 from emoexport.files import new_directory, write_text
+from emoexport.manifest import MANIFEST_FILE, Manifest
 from emoexport.packaging import RECORD, Packed, Target, render, write_record
 from emoexport.requirements import name_of, needed_by, own_files, version_here
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from emoexport.bundle import GraphEntry, MemberEntry, ViewEntry
 from emoexport.flops import gflop_a_pass, parameters_of
+from emoexport.manifest import GraphEntry, MemberEntry, ViewEntry
 from emoexport.onnx_graph import operators, opset_of
 from emoexport.train.checkpoint import MemberRecord
 from emoexport.train.config import ModelConfig

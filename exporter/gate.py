@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import GateEntry
 from emoexport.engines import Backend, backends_named, open_engine
 from emoexport.engines.base import Engine
 from emoexport.engines.timing import Ratio, interleave, ratio_of, rounds_within
 from emoexport.errors import MissingRuntime
+from emoexport.manifest import GateEntry
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.statistics import Estimate, changed, paired_bound, paired_points

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from emoexport.bundle import LayoutEntry
 from emoexport.engines import Backend, backends_named, open_engine
 from emoexport.engines.timing import interleave, ratio_of, rounds_within
 from emoexport.errors import MissingRuntime, UsageError
 from emoexport.fold import LAYOUTS, Branches, Fold
+from emoexport.manifest import LayoutEntry
 from emoexport.member_graph import MemberGraph
 from emoexport.onnx_graph import export_fold
 from emoexport.stacked import Stacked, one_architecture

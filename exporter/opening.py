@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from emoexport.bundle import Bundle, PackageEntry
+from emoexport.bundle import Bundle
 from emoexport.cascade_record import CASCADE_FILE, CASCADES, CascadeRecord, is_cascade
 from emoexport.cascade_stages import Calls
 from emoexport.engines import BACKENDS, Backend, backends_named, open_engine
@@ -17,6 +17,7 @@ from emoexport.engines.machine import describe_processor, instruction_sets, kern
 from emoexport.engines.passport import Passport, passport_of, passports_in, rebuild_command
 from emoexport.errors import BadBundle, EmoexportError, MissingRuntime, WrongMachine
 from emoexport.files import sha256_of
+from emoexport.manifest import PackageEntry
 from emoexport.pass_engine import CascadeEngine
 from emoexport.precision import PRECISIONS
 

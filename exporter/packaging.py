@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from emoexport import __version__
-from emoexport.bundle import Bundle, FileEntry
+from emoexport.bundle import Bundle
 from emoexport.clock import timestamp
 from emoexport.config import Record
 from emoexport.engines import BACKENDS, require_known
@@ -19,6 +19,7 @@ from emoexport.engines.certificate import Certificate, read_certificate
 from emoexport.engines.passport import Passport, read_engine, rebuild_command
 from emoexport.errors import BadBundle, EmoexportError, UsageError
 from emoexport.files import sha256_of, write_text
+from emoexport.manifest import FileEntry
 from emoexport.opening import file_for, origin_of
 from emoexport.precision import PRECISIONS, precisions_named
 from emoexport.runtime import speeds_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry, GateEntry, Manifest
+from emoexport.bundle import Bundle
 from emoexport.calib.record import Calibration
 from emoexport.calib.tuning import Tuning
 from emoexport.calibration import (
@@ -31,6 +31,7 @@ from emoexport.fold import Fold
 from emoexport.gate import GATE_FACES, judge_graphs
 from emoexport.half import Kept
 from emoexport.layout import export_in_layout, require_layout
+from emoexport.manifest import MANIFEST_FILE, FileEntry, GateEntry, Manifest
 from emoexport.passes import Choice
 from emoexport.precision import PRECISIONS, Precision, precisions_named
 from emoexport.provenance import record_provenance

@@ -16,9 +16,9 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
-from emoexport.bundle import MemberEntry, ProvenanceEntry
 from emoexport.engines.machine import describe_processor
 from emoexport.files import sha256_of, write_text
+from emoexport.manifest import MemberEntry, ProvenanceEntry
 from emoexport.requirements import distribution_of, needed_by, own_files, version_here
 from emoexport.run_faces import data_name
 from emoexport.train.checkpoint import DataRecord

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from emoexport.bundle import Bundle, MemberEntry, ViewEntry
+from emoexport.bundle import Bundle
 from emoexport.cube import Cube, CubeAccuracy, CubeRequest, OtherCube, compute_cube
 from emoexport.engines import BACKENDS
 from emoexport.engines.base import Engine
 from emoexport.engines.torch_engine import TorchEngine
 from emoexport.errors import EmoexportError, UsageError
+from emoexport.manifest import MemberEntry, ViewEntry
 from emoexport.opening import open_engines
 from emoexport.progress import progress_bar
 from emoexport.run_faces import data_name, data_of_run, describe_faces, drawn_faces, validation_in

@@ -9,12 +9,13 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from emoexport.bundle import Bundle, CalibrationEntry, LayoutEntry, MemberEntry, PackageEntry, ViewEntry
+from emoexport.bundle import Bundle
 from emoexport.config import Record
 from emoexport.decision import Decision
 from emoexport.engines.certificate import Certificate, certificates_in
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.errors import BadBundle, EmoexportError
+from emoexport.manifest import CalibrationEntry, LayoutEntry, MemberEntry, PackageEntry, ViewEntry
 from emoexport.passes import Choice
 from emoexport.precision import ONNX_NUMBERS
 

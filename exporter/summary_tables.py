@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from emoexport.bundle import CalibrationEntry, MemberEntry, ViewEntry
 from emoexport.decision import Decision
+from emoexport.manifest import CalibrationEntry, MemberEntry, ViewEntry
 from emoexport.precision import PRECISIONS
 from emoexport.summary import BundleSummary
 from emoexport.table_format import Row, terminal_table

@@ -16,7 +16,7 @@ from vote_cubes import vote_cube
 
 import emoexport
 from emoexport import cascading, pass_opening
-from emoexport.bundle import Bundle, FileEntry, Manifest
+from emoexport.bundle import Bundle
 from emoexport.cascade_claim import Claim
 from emoexport.cascade_fit import fit_cascade
 from emoexport.cascade_record import CascadeRecord, cascades_in, read_cascade
@@ -25,6 +25,7 @@ from emoexport.decision import Decision
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadBundle, BadInput, UsageError
 from emoexport.files import sha256_of
+from emoexport.manifest import FileEntry, Manifest
 from emoexport.metamorphic import check_relations
 from emoexport.opening import open_cascade, open_engines
 from emoexport.pass_engine import CascadeEngine, numbered

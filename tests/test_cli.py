@@ -153,7 +153,7 @@ def test_a_tampered_bundle_is_exit_code_4(call, bundle, tmp_path):
     for command in ("verify", "inspect"):
         code, out, err = call(command, copy)
         assert (code, out) == (4, "")
-        assert "bytes; the manifest says" in err
+        assert "bytes; its record says" in err
         assert "next: emoexport build" in err
 
 

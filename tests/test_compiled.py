@@ -8,10 +8,11 @@ import pytest
 
 from emoexport import benchmark, certification, opening, pipeline
 from emoexport import compiled as compiling
-from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry, PackageEntry
+from emoexport.bundle import Bundle
 from emoexport.engines.machine import instruction_sets, versions_of
 from emoexport.errors import CheckFailed, MissingRuntime, WrongMachine
 from emoexport.files import sha256_of, write_text
+from emoexport.manifest import MANIFEST_FILE, FileEntry, PackageEntry
 from emoexport.summary import summarize
 from emoexport.verdict import Limits
 

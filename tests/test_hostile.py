@@ -23,13 +23,14 @@ from targets import TARGETS, seeds_of
 
 import emoexport
 from emoexport import cascading, certification, findings
-from emoexport.bundle import Bundle, Manifest
+from emoexport.bundle import Bundle
 from emoexport.cascade_claim import Claim
 from emoexport.engines.certificate import Certificate
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.errors import BadBundle, BadInput, EmoexportError, EngineFailed, UsageError
 from emoexport.external_data import WITHIN, places_of_weights, require_own_weights
 from emoexport.files import read_text
+from emoexport.manifest import Manifest
 from emoexport.outcome import Outcome
 from emoexport.summary import summarize
 
@@ -213,6 +214,46 @@ def test_a_passport_and_a_report_that_are_no_plain_files(turn, spoiled):
     found = findings.find(Bundle.open(spoiled))
     assert "cannot be read" in found.parity.sentence or "Not verified" in found.parity.sentence
     assert emoexport.load(spoiled).engine == "onnxruntime-fp32"
+
+
+WRITES = {
+    "verify": ["--engine", "onnxruntime", "--data", "synthetic:64"],
+    "bench": ["--engine", "onnxruntime", "--no-rivals"],
+    "cascade": ["--data", "synthetic:64"],
+    "plan": ["--data", "synthetic:64"],
+    "report": [],
+    "build": ["--engine", "tensorrt-rtx"],
+}
+"""Commands that write into a bundle."""
+
+
+@pytest.mark.parametrize("name", ["engines", "cascades", "reports", "reports/parity.json", "reports/report.html"])
+@pytest.mark.parametrize("command", WRITES)
+def test_nothing_is_written_where_a_link_leads_out(command, name, spoiled, call):
+    """`emoexport verify` on a bundle of a stranger must not replace a file of ours."""
+    target, place = spoiled.parent / "outside" / "ours", spoiled / name
+    place.parent.mkdir(exist_ok=True)
+    if "." in name:
+        target.write_text("ours")
+    else:
+        target.mkdir()
+        (target / "parity.json").write_text("ours")
+        shutil.rmtree(place, ignore_errors=True)
+    place.symlink_to(target)
+    before = {path: path.read_bytes() for path in spoiled.parent.rglob("*") if path.is_file()}
+    code, _, err = call(command, spoiled, *WRITES[command])
+    assert code == 4, err
+    assert f"{place} leads out of the bundle" in err
+    assert "next: remove this link" in err
+    assert {path: path.read_bytes() for path in spoiled.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_that_stays_in_its_bundle_is_written_through(spoiled, call):
+    (spoiled / "kept").mkdir()
+    (spoiled / "reports").symlink_to("kept")
+    code, _, err = call("report", spoiled)
+    assert code == 0, err
+    assert "<html" in (spoiled / "kept" / "report.html").read_text()
 
 
 def test_text_is_bounded(tmp_path):

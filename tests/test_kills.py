@@ -20,8 +20,9 @@ from PIL import Image
 
 from emoexport import bundle as bundle_module
 from emoexport import runtime
-from emoexport.bundle import Bundle, FileEntry
+from emoexport.bundle import Bundle
 from emoexport.files import new_directory, sha256_of, unfinished_directory
+from emoexport.manifest import FileEntry
 from emoexport.runtime import load
 from emoexport.saved_answers import SavedAnswers
 from emoexport.score_record import read_record

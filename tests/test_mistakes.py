@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from emoexport.bundle import MANIFEST_FILE, Bundle
+from emoexport.bundle import Bundle
 from emoexport.files import write_text
 from emoexport.labels import EMOTIONS
+from emoexport.manifest import MANIFEST_FILE
 from emoexport.train.checkpoint import save_member
 from emoexport.train.config import ModelConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet

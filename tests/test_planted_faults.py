@@ -15,8 +15,9 @@ from onnx import numpy_helper
 
 import emoexport
 from emoexport import certification
-from emoexport.bundle import MANIFEST_FILE, Bundle, FileEntry
+from emoexport.bundle import Bundle
 from emoexport.files import sha256_of, write_text
+from emoexport.manifest import MANIFEST_FILE, FileEntry
 from emoexport.verdict import Limits
 
 ONE = {"engines": ["onnxruntime"], "limit": 60, "batches": [8], "rounds": 1}

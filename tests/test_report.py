@@ -14,7 +14,7 @@ from chromium import Chromium, find_chromium
 from onnx import TensorProto, helper
 from scipy.special import softmax
 
-from emoexport.bundle import Bundle, CalibrationEntry, FileEntry, GraphEntry, Manifest, MemberEntry, ViewEntry
+from emoexport.bundle import Bundle
 from emoexport.calib.sensitivity import Cost
 from emoexport.calib.tuning import Setting, Trial, Tuning
 from emoexport.decision import Decision
@@ -23,6 +23,7 @@ from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.files import sha256_of
 from emoexport.findings import find
 from emoexport.labels import EMOTIONS
+from emoexport.manifest import CalibrationEntry, FileEntry, GraphEntry, Manifest, MemberEntry, ViewEntry
 from emoexport.metamorphic import RelationCheck
 from emoexport.outcome import Outcome
 from emoexport.page import Missing

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from emoexport.bundle import Manifest
 from emoexport.cascade_record import CascadeRecord
+from emoexport.manifest import Manifest
 
 PATHS = (
     *("../outside/secret.json", "../outside/weights.bin", "/etc/hostname", "/dev/zero", "..", ".", "", "/", "\0"),

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 from PIL import Image
 
-from emoexport.bundle import MANIFEST_FILE, Bundle, Manifest
+from emoexport.bundle import Bundle
 from emoexport.decision import Decision
 from emoexport.engines.passport import Passport, passport_of
 from emoexport.errors import BadBundle
 from emoexport.external_data import places_of_weights
 from emoexport.images import decode_face
 from emoexport.labels import EMOTIONS
+from emoexport.manifest import MANIFEST_FILE, Manifest
 from emoexport.train.dataset import load_data
 
 CORPUS = Path(__file__).parent / "corpus"
