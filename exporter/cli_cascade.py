@@ -72,7 +72,7 @@ def cascade(
     from emoexport.cascade_record import CASCADES  # noqa: PLC0415
     from emoexport.cascade_tables import stage_table  # noqa: PLC0415
     from emoexport.cascading import make_cascade  # noqa: PLC0415
-    from emoexport.runtime import best_graph_engine  # noqa: PLC0415
+    from emoexport.engine_choice import best_graph_engine  # noqa: PLC0415
     from emoexport.verdict import EXIT_CODES  # noqa: PLC0415
 
     claim = Claim.of_goals(max_disagreement, max_drop, exact=exact, delta=delta, offsets=offsets)

@@ -15,6 +15,7 @@ from emoexport import errors
 from emoexport.engines.machine import usable_cores
 from emoexport.errors import BadInput, EmoexportError, MissingRuntime, UsageError
 from emoexport.runtime import load
+from emoexport.score_record import ScoreRecord, require_begun
 from emoexport.shard_scoring import Tally, score_shard, tally_of, write_part
 from emoexport.shards import Shard, Source
 from emoexport.storage import Storage
@@ -43,6 +44,8 @@ class Work(NamedTuple):
     """Where the pictures are."""
     out: Storage
     """Where parts are written to."""
+    record: ScoreRecord
+    """What was begun there."""
 
 
 class Division(NamedTuple):
@@ -183,6 +186,7 @@ def score_on(division: Division, shards: Sequence[Shard], work: Work) -> Iterato
                 {**work.settings, "threads": division.threads},
                 work.source,
                 work.out.root,
+                work.record.to_json(),
             ),
             num_cpus=division.threads,
             num_gpus=division.gpus,
@@ -219,9 +223,10 @@ def _hushed() -> Iterator[None]:
 class _Worker:
     """An actor: it opens the engine once, then scores one shard after the other."""
 
-    def __init__(self, bundle: str, settings: Mapping[str, Any], source: Source, out: str) -> None:
+    def __init__(self, bundle: str, settings: Mapping[str, Any], source: Source, out: str, record: str) -> None:
         self._session = load(bundle, **settings)
         self._source, self._out = source, Storage(out)
+        self._record = ScoreRecord.model_validate_json(record)
         context = import_ray().get_runtime_context()
         self._replaced = f"{context.get_node_id()} {os.getpid()}" if context.was_current_actor_reconstructed else ""
 
@@ -245,6 +250,7 @@ class _Worker:
     def _score(self, shard: Shard) -> Tally:
         table = score_shard(self._session, self._source, shard)
         tally = tally_of(table)
+        require_begun(self._out, self._record)
         write_part(self._out, shard.part, table, tally)
         return tally
 

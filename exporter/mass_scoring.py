@@ -86,7 +86,7 @@ def score_all(wish: Wish, console: Console) -> ScoreSummary:
         opened = _look_on(machines, str(bundle.path.resolve()), settings)
         for text, style in ((f"{wish.bundle}, {opened.why}", ""), *((note, "yellow") for note in opened.notes)):
             console.print(text, style=style, highlight=False, soft_wrap=True)
-        begin(out, _record(wish, bundle, plan, opened), force=wish.force)
+        record = begin(out, _record(wish, bundle, plan, opened), force=wish.force)
         left, before = split_finished(out, plan)
         summary = ScoreSummary(total=before, faces_before=before.faces)
         if left:
@@ -98,6 +98,7 @@ def score_all(wish: Wish, console: Console) -> ScoreSummary:
                 settings={**_by_name(opened.engine), "batch": opened.batch, "cache": settings["cache"]},
                 source=plan.source,
                 out=out,
+                record=record,
             )
             summary = _score(division, left, work, summary, console)
         if left or out.kind_of(SUMMARY_FILE) != "file":

@@ -14,6 +14,7 @@ from emoexport import __version__
 from emoexport.bundle import Bundle
 from emoexport.clock import timestamp
 from emoexport.config import Record
+from emoexport.engine_choice import speeds_of
 from emoexport.engines import BACKENDS, require_known
 from emoexport.engines.certificate import Certificate, read_certificate
 from emoexport.engines.passport import Passport, read_engine, rebuild_command
@@ -22,7 +23,6 @@ from emoexport.files import sha256_of, write_text
 from emoexport.manifest import FileEntry
 from emoexport.opening import file_for, origin_of
 from emoexport.precision import PRECISIONS, precisions_named
-from emoexport.runtime import speeds_of
 
 __all__ = [
     "RECORD",

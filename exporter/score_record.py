@@ -10,7 +10,16 @@ from emoexport.shard_scoring import Tally, read_tally
 from emoexport.shards import FOOTERS, Columns, Plan, Shard
 from emoexport.storage import Storage
 
-__all__ = ["RECORD_FILE", "SUMMARY_FILE", "ScoreRecord", "ScoreSummary", "begin", "read_record", "split_finished"]
+__all__ = [
+    "RECORD_FILE",
+    "SUMMARY_FILE",
+    "ScoreRecord",
+    "ScoreSummary",
+    "begin",
+    "read_record",
+    "require_begun",
+    "split_finished",
+]
 
 RECORD_FILE = "score.json"
 SUMMARY_FILE = "summary.json"
@@ -73,13 +82,16 @@ def read_record(out: Storage) -> ScoreRecord | None:
         raise BadInput(f"{out.name(RECORD_FILE)} is no record of a scoring.", hint="name another --out") from err
 
 
-def begin(out: Storage, asked: ScoreRecord, *, force: bool) -> None:
+def begin(out: Storage, asked: ScoreRecord, *, force: bool) -> ScoreRecord:
     """Go on with what was begun in a folder, or begin there.
 
     Args:
         out: the folder.
         asked: what is asked now.
         force: remove what is of another scoring.
+
+    Returns:
+        The record that is there now.
 
     Raises:
         UsageError: as `read_record`, and if something else was begun there.
@@ -93,14 +105,25 @@ def begin(out: Storage, asked: ScoreRecord, *, force: bool) -> None:
             raise UsageError(
                 f"{out.root} has scores of {other}: {_was(found)}.", hint="--force removes them; or name another --out"
             )
-        for name in sorted(
-            (one.path for one in out.files()), key=lambda name: name == RECORD_FILE
-        ):  # while it is there, this is still ours
+        last = RECORD_FILE  # while it is there, this is still ours
+        for name in sorted((one.path for one in out.files()), key=lambda name: name == last):
             if name in (RECORD_FILE, SUMMARY_FILE) or name.startswith("part-"):
                 out.remove(name)
     out.sweep()
-    if found is None or other:
-        out.write(RECORD_FILE, asked.to_json().encode())
+    if found and not other:
+        return found
+    out.write(RECORD_FILE, asked.to_json().encode())
+    return asked
+
+
+def require_begun(out: Storage, record: ScoreRecord) -> None:
+    """Before a part is put there: a worker may outlive its command by moments, and another have begun anew.
+
+    Raises:
+        UsageError: if something else was begun in the folder since.
+    """
+    if read_record(out) != record:
+        raise UsageError(f"another scoring was begun in {out.root}.", hint="name another --out")
 
 
 def split_finished(out: Storage, plan: Plan) -> tuple[list[Shard], Tally]:

@@ -22,6 +22,7 @@ from emoexport.cascade_fit import fit_cascade
 from emoexport.cascade_record import CascadeRecord, cascades_in, read_cascade
 from emoexport.cascade_stages import Calls, choose_stages, milliseconds_a_face, with_stages
 from emoexport.decision import Decision
+from emoexport.engine_choice import best_graph_engine
 from emoexport.engines import BACKENDS
 from emoexport.errors import BadBundle, BadInput, UsageError
 from emoexport.files import sha256_of
@@ -31,7 +32,6 @@ from emoexport.opening import open_cascade, open_engines
 from emoexport.pass_engine import CascadeEngine, numbered
 from emoexport.pass_graph import NumberedShow
 from emoexport.pass_opening import open_passes
-from emoexport.runtime import best_graph_engine
 from emoexport.scoring import Scored, apart
 from emoexport.train.dataset import Faces
 from emoexport.views import VIEWS, View, zoom

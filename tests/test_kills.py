@@ -291,7 +291,7 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_the_old_or_the_new_one(
         monkeypatch.setattr(bundle_module, "sha256_of", swapping)
         assert Bundle.open(path).manifest.created != before
         monkeypatch.undo()
-    chosen, swaps = runtime._choose, iter(range(1))
+    chosen, swaps = runtime.choose, iter(range(1))
 
     def swapping_choice(*arguments):
         found = chosen(*arguments)  # of the old files
@@ -300,6 +300,6 @@ def test_a_bundle_that_is_replaced_while_it_is_opened_is_the_old_or_the_new_one(
         return found
 
     before = Bundle.open(path).manifest.created
-    monkeypatch.setattr(runtime, "_choose", swapping_choice)
+    monkeypatch.setattr(runtime, "choose", swapping_choice)
     with load(path, engine="onnxruntime", precision="fp32") as session:
         assert session.manifest.created != before

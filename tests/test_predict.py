@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import emoexport
-from emoexport import runtime
+from emoexport import engine_choice, runtime
 from emoexport.bundle import Bundle
 from emoexport.detection import DetectedFace, Detector, aligned_face
 from emoexport.engines import Backend
@@ -497,7 +497,7 @@ def test_of_what_is_certified_the_fastest_here_is_taken(bundle, tmp_path, monkey
     names = {"onnxruntime-fp32": "certified", "onnxruntime-int8": "certified"}
     copy = with_certificates(bundle, tmp_path / "x", names)
     assert runtime.load(copy.path).engine == "onnxruntime-fp32"
-    monkeypatch.setattr(runtime, "speeds_of", lambda *_: {"onnxruntime-fp32": 10.0, "onnxruntime-int8": 20.0})
+    monkeypatch.setattr(engine_choice, "speeds_of", lambda *_: {"onnxruntime-fp32": 10.0, "onnxruntime-int8": 20.0})
     session = runtime.load(copy.path)
     assert session.engine == "onnxruntime-int8"
     assert session.why.endswith("the fastest of 2 such engines that bench has timed here.")
@@ -534,12 +534,12 @@ def test_speeds_are_those_of_the_calls_that_are_made(bundle, tmp_path):
     (copy.path / "reports").mkdir()
     file = copy.path / "reports" / "bench.json"
     file.write_text(report.to_json())
-    assert runtime.speeds_of(copy, 1) == {"a": 5.0, "b": 7.0}
-    assert runtime.speeds_of(copy, 8) == {"a": 9.0, "b": 8.0}
+    assert engine_choice.speeds_of(copy, 1) == {"a": 5.0, "b": 7.0}
+    assert engine_choice.speeds_of(copy, 8) == {"a": 9.0, "b": 8.0}
     file.write_text(report.model_copy(update={"machine": {"processor": "a Z80"}}).to_json())
-    assert runtime.speeds_of(copy, 1) == {}
+    assert engine_choice.speeds_of(copy, 1) == {}
     file.write_text("{}")
-    assert runtime.speeds_of(copy, 1) == {}
+    assert engine_choice.speeds_of(copy, 1) == {}
 
 
 def test_a_stale_certificate_counts_for_nothing_and_is_told(bundle, tmp_path, monkeypatch):
@@ -550,10 +550,10 @@ def test_a_stale_certificate_counts_for_nothing_and_is_told(bundle, tmp_path, mo
     assert session.notes == (
         f"Their certificates are stale: onnxruntime-int8 (it is of another file). Next: emoexport verify {copy.path}",
     )
-    monkeypatch.setattr(runtime, "speeds_of", lambda *_: {"onnxruntime-int8": 20.0})
+    monkeypatch.setattr(engine_choice, "speeds_of", lambda *_: {"onnxruntime-int8": 20.0})
     opened: list[str] = []
     monkeypatch.setattr(
-        runtime, "open_engines", lambda *a, **k: opened.append(k["precisions"][0]) or open_engines(*a, **k)
+        engine_choice, "open_engines", lambda *a, **k: opened.append(k["precisions"][0]) or open_engines(*a, **k)
     )
     session = runtime.load(copy.path, engine="onnxruntime")
     assert session.engine == "onnxruntime-fp32"
@@ -577,7 +577,7 @@ def test_an_engine_that_fails_is_passed_over_unless_it_was_named(bundle, tmp_pat
             raise BadBundle("the runtime refuses it")
         return open_engines(*arguments, precisions=precisions, **others)
 
-    monkeypatch.setattr(runtime, "open_engines", refuse)
+    monkeypatch.setattr(engine_choice, "open_engines", refuse)
     session = runtime.load(copy.path)
     assert session.engine == "onnxruntime-int8"
     assert session.notes == ("onnxruntime-fp16 is left out: the runtime refuses it",)
@@ -589,7 +589,7 @@ def test_where_no_engine_answers_that_is_said(bundle, monkeypatch):
     def refuse(*_: object, **__: object) -> object:
         raise BadBundle("the runtime refuses it")
 
-    monkeypatch.setattr(runtime, "open_engines", refuse)
+    monkeypatch.setattr(engine_choice, "open_engines", refuse)
     with pytest.raises(MissingRuntime, match=r"no engine of .* runs here: .* is left out: the runtime refuses it"):
         runtime.load(bundle.path)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,7 +23,7 @@ import pytest
 from PIL import Image
 from pyarrow._fs import _MockFileSystem
 
-from emoexport import mass_scoring
+from emoexport import cluster, mass_scoring
 from emoexport.cluster import Division, divide
 from emoexport.errors import BadData, UsageError
 from emoexport.images import decode_face
@@ -298,24 +299,42 @@ def test_another_scoring_is_refused_unless_forced(call, bundle, folder, tables, 
     assert without_ray == []
 
 
+RECORD = ScoreRecord(
+    data="x",
+    input_digest="1",
+    bundle="b",
+    bundle_digest="2",
+    engine="onnxruntime-fp32",
+    labels=EMOTIONS,
+    columns=None,
+    faces=1,
+    shards=1,
+    faces_a_part=1,
+)
+
+
 def test_another_bundle_is_refused(tmp_path):
     out = Storage(str(tmp_path / "preds"))
-    asked = ScoreRecord(
-        data="x",
-        input_digest="1",
-        bundle="b",
-        bundle_digest="2",
-        engine="onnxruntime-fp32",
-        labels=EMOTIONS,
-        columns=None,
-        faces=1,
-        shards=1,
-        faces_a_part=1,
-    )
-    begin(out, asked, force=False)
-    begin(out, asked.model_copy(update={"data": "moved/x"}), force=False)
+    assert begin(out, RECORD, force=False) == RECORD
+    assert begin(out, RECORD.model_copy(update={"data": "moved/x"}), force=False) == RECORD
     with pytest.raises(UsageError, match="another bundle"):
-        begin(out, asked.model_copy(update={"bundle_digest": "3"}), force=False)
+        begin(out, RECORD.model_copy(update={"bundle_digest": "3"}), force=False)
+
+
+def test_a_worker_that_outlives_its_command_spoils_no_later_scoring(bundle, folder, tmp_path, monkeypatch):
+    """Its part would have a name of the new scoring, and answers of the old engine."""
+    context = SimpleNamespace(get_node_id=lambda: "here", was_current_actor_reconstructed=False)
+    monkeypatch.setattr(cluster, "import_ray", lambda: SimpleNamespace(get_runtime_context=lambda: context))
+    planned, out = plan(folder), Storage(str(tmp_path / "preds"))
+    first, second = ({"shard": [shard.model_dump_json()]} for shard in planned.shards[:2])
+    begin(out, RECORD, force=False)
+    settings = {"engine": "onnxruntime", "precision": "fp32"}
+    worker = cluster._Worker(str(bundle.path), settings, planned.source, out.root, RECORD.to_json())
+    assert worker(first)["error"] == [""]
+    assert [path.name for path in (tmp_path / "preds").glob("part-*")] == [planned.shards[0].part]
+    begin(out, RECORD.model_copy(update={"engine": "onnxruntime-int8"}), force=True)
+    assert "another scoring was begun" in worker(second)["error"][0]
+    assert [path.name for path in (tmp_path / "preds").iterdir()] == ["score.json"]
 
 
 def test_folders_of_others_are_left_alone(call, bundle, folder, tmp_path, without_ray):
