@@ -72,9 +72,8 @@ class Bundle:
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
         check_files(path, manifest.files, inside=path, hint=again)
-        for named in [*(entry.file for entry in manifest.opened.values()), manifest.tuning]:
-            if named is not None and named not in manifest.files:
-                raise BadBundle(f"{path}: the manifest lists no hash for {named}.", hint=again)
+        for named in sorted(manifest.named - {*manifest.files}):
+            raise BadBundle(f"{path}: the manifest lists no hash for {named}.", hint=again)
         for graph in manifest.graphs.values():
             require_own_weights(path / graph.file, listed=f"{graph.file}.data" in manifest.files)
         return cls(path=path, manifest=manifest)
@@ -272,7 +271,7 @@ def _digest_at(bundle: Path) -> str:
 
 
 def _run_of(bundle: Path, manifest: Manifest) -> Path:
-    return (bundle.resolve() / manifest.run).resolve()
+    return Path(os.path.realpath(bundle / manifest.run))  # links in a circle are no error here
 
 
 def _instead_of(path: Path) -> str:

@@ -62,9 +62,9 @@ def package(
     from emoexport.packaging import choose_engine, require_as_written  # noqa: PLC0415
     from emoexport.triton import TRITON, ServerSettings  # noqa: PLC0415
 
-    target = DOCKER if triton is None else TRITON
-    if not force:
-        require_as_written((triton or docker or Path()), target)
+    target, out = (DOCKER, docker) if triton is None else (TRITON, triton)
+    if out is not None and not force:
+        require_as_written(out, target)
     packed = choose_engine(opened, target, engine=engine, precision=precision)
     if triton is not None:
         settings = ServerSettings(name=name, max_batch=max_batch, queue_delay_us=queue_delay, instances=instances)

@@ -88,10 +88,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: if it is missing or no TOML.
     """
+    hint = "--preset names one of ours; train/presets has them as examples"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-        hint = "--preset names one of ours; train/presets has them as examples"
+        return tomllib.loads(read_text(path, error=UsageError, hint=hint))
+    except (tomllib.TOMLDecodeError, RecursionError) as err:
         raise UsageError(f"{path} cannot be read as TOML: {reason_of(err)}.", hint=hint) from err
 
 

@@ -119,12 +119,14 @@ def _kept(packed: Packed) -> Manifest:
     manifest, passport = packed.bundle.manifest, packed.passport
     file = passport.graph if passport else packed.file.name
     precision = next(name for name, entry in manifest.graphs.items() if entry.file == file)
-    names = {"labels.txt", file, f"{file}.data"}
-    kept = {
-        "graphs": {precision: manifest.graphs[precision]},
-        "gate": {name: entry for name, entry in manifest.gate.items() if name == precision},
-        "engines": {},
-        "tuning": None,
-        "files": {name: entry for name, entry in manifest.files.items() if name in names},
-    }
-    return manifest.model_copy(update=kept).sealed()
+    kept = manifest.model_copy(
+        update={
+            "graphs": {precision: manifest.graphs[precision]},
+            "gate": {name: entry for name, entry in manifest.gate.items() if name == precision},
+            "engines": {},
+            "tuning": None,
+        }
+    )
+    names = {"labels.txt", f"{file}.data", *kept.named}
+    files = {name: entry for name, entry in manifest.files.items() if name in names}
+    return kept.model_copy(update={"files": files}).sealed()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from emoexport.errors import BadInput, DiskFull, UsageError, reason_of
+from emoexport.errors import BadInput, DiskFull, EmoexportError, UsageError, reason_of
 from emoexport.locks import lock
 from emoexport.temporaries import MOVED_AWAY, sweep_below, sweep_beside, temporary_directory, temporary_file
 
@@ -37,6 +37,11 @@ __all__ = [
 
 _MOST_TEXT = 2**26
 """Bytes of a file that is read as text: records of the largest bundles have a few millions."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_HERE = -100
+"""`AT_FDCWD` of Linux: paths are seen from the working directory."""
+_EXCHANGE = 2
+"""`RENAME_EXCHANGE` of Linux."""
 
 
 def lies_inside(path: Path, folder: Path) -> bool:
@@ -47,7 +52,7 @@ def lies_inside(path: Path, folder: Path) -> bool:
         return False
 
 
-def read_text(path: Path, *, inside: Path | None = None, error: type[BadInput] = BadInput, hint: str = "") -> str:
+def read_text(path: Path, *, inside: Path | None = None, error: type[EmoexportError] = BadInput, hint: str = "") -> str:
     """Read UTF-8 text, whatever may stand under the name.
 
     Args:
@@ -229,10 +234,8 @@ def room_for(path: Path) -> Iterator[None]:
             full = Path(str(named or path))
         else:
             raise
-        inside = os.path.relpath(full, path.parent)
-        if inside.startswith(
-            (f".{path.name}.", f"{path.name}{os.sep}")
-        ):  # part of it, by a name that people do not know
+        ours = f".{path.name}.", f"{path.name}{os.sep}"
+        if os.path.relpath(full, path.parent).startswith(ours):  # part of it, by a name that people do not know
             full = path
         above = next(one for one in full.absolute().parents if one.exists())
         raise DiskFull(
@@ -241,13 +244,6 @@ def room_for(path: Path) -> Iterator[None]:
             hint="free some room and repeat the command, or name another output; what stood there is as it was",
             path=str(full),
         ) from err
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_HERE = -100
-"""`AT_FDCWD` of Linux: paths are seen from the working directory."""
-_EXCHANGE = 2
-"""`RENAME_EXCHANGE` of Linux."""
 
 
 def _replace_directory(source: Path, target: Path) -> None:

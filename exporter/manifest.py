@@ -1,10 +1,11 @@
 """`manifest.json`: what a bundle is made of, how it decides, and the SHA-256 of each of its files."""
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emoexport.config import Record, SealedRecord
 from emoexport.decision import Decision
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
+_LONGEST_PATH, _LONGEST_NAME = 2048, 255
+"""Characters and bytes; longer ones are refused by systems, each in its own way."""
+_Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class MemberEntry(Record):
@@ -137,9 +141,6 @@ class GateEntry(Record):
     faces: int | None = None
 
 
-_Side = Annotated[int, Field(ge=1, le=4096)]
-
-
 class ProvenanceEntry(Record):
     """What made a bundle, and what it was made of besides what the manifest says already."""
 
@@ -164,7 +165,7 @@ class Manifest(SealedRecord):
     """`(H, W, C)` of the uint8 faces."""
     max_batch: int = Field(ge=1, le=2**16)
     labels: tuple[str, ...]
-    run: str = Field(pattern=r"^[^\x00]*$")
+    run: str
     """The training run, relative to the bundle where that is possible: the reference is rebuilt from it."""
     members: tuple[MemberEntry, ...] = Field(min_length=1)
     views: tuple[ViewEntry, ...] = Field(min_length=1)
@@ -193,6 +194,14 @@ class Manifest(SealedRecord):
     files: dict[str, FileEntry]
     """Every file but the manifest, the reports, and engines with a passport."""
 
+    @field_validator("run")
+    @classmethod
+    def _is_a_path(cls, run: str) -> str:
+        parts = os.fsencode(run).split(b"/")
+        if "\0" in run or len(run) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_NAME:
+            raise ValueError("no path can be this")
+        return run
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.labels != self.decision.labels:
@@ -212,6 +221,16 @@ class Manifest(SealedRecord):
     def opened(self) -> dict[str, GraphEntry | PackageEntry]:
         """What engines are opened from: the graphs, by precision, and the packages, by name of the engine."""
         return {**self.graphs, **self.engines}
+
+    @property
+    def named(self) -> set[str]:
+        """The files that something in it speaks of."""
+        records = {
+            self.calibration.file if self.calibration else None,
+            self.provenance.sbom if self.provenance else None,
+            self.tuning,
+        }
+        return {entry.file for entry in self.opened.values()} | {name for name in records if name is not None}
 
     @property
     def kept_rejected(self) -> list[str]:

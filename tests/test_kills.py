@@ -21,6 +21,8 @@ from PIL import Image
 from emoexport import bundle as bundle_module
 from emoexport import runtime
 from emoexport.bundle import Bundle
+from emoexport.cascade_record import cascades_in, read_cascade
+from emoexport.engines.passport import Passport, passport_of, read_engine
 from emoexport.files import new_directory, sha256_of, unfinished_directory
 from emoexport.manifest import FileEntry
 from emoexport.runtime import load
@@ -33,7 +35,7 @@ from emoexport.train.synthetic import synthetic_faces
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 KILLS = int(os.environ.get("EMOEXPORT_KILLS", "1"))
-FACES = 40
+FACES = 120
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +177,7 @@ def weights_or_none(run: Path, weights: Callable[[Path], list[str]]) -> list[str
 def pictures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for number, face in enumerate(synthetic_faces(FACES, size=32, seed=8)[0]):
-        Image.fromarray(face[..., 0]).save(folder / f"{number:02d}.png")
+        Image.fromarray(face[..., 0]).save(folder / f"{number:03d}.png")
     return folder
 
 
@@ -184,15 +186,17 @@ def pictures(tmp_path_factory) -> Path:
 def test_score(commands, bundle, pictures, tmp_path):
     out = tmp_path / "preds"
     asked = ("score", pictures, "--out", out, "-b", bundle.path, "--part", 2, "--workers", 1, "--threads", 1)
-    for _ in range(2):
+    sign, took = f"{out}/part-*", {}
+    for begin in ("", "", sign):  # the first imports
         shutil.rmtree(out, ignore_errors=True)
-        code, usual = commands.run(*asked)
+        code, took[begin] = commands.run(*asked, sign=begin)
         assert code == 0, commands.log()
     found = Counter[str]()
-    for moment, is_first, is_last in moments(usual, found):
+    for share, is_first, is_last in moments(1, found):
         if is_first or len(list(out.glob("part-*"))) == FACES // 2:
             shutil.rmtree(out, ignore_errors=True)
-        code, _ = commands.run(*asked, seconds=moment)
+        begin = sign if kills(found) % 2 else ""  # starting takes longer than scoring
+        code, _ = commands.run(*asked, seconds=share * took[begin], sign=begin)
         parts = sorted(path.name for path in out.glob("part-*")) if out.exists() else []
         assert all(read_tally(Storage(str(out)), part).faces == 2 for part in parts)
         assert not parts or read_record(Storage(str(out))) is not None
@@ -202,41 +206,93 @@ def test_score(commands, bundle, pictures, tmp_path):
             code, _ = commands.run(*asked)
             assert code == 0, commands.log()
             ids = [name for part in out.glob("part-*") for name in pq.read_table(part)["id"].to_pylist()]
-            assert sorted(ids) == [f"{number:02d}.png" for number in range(FACES)]
+            assert sorted(ids) == [f"{number:03d}.png" for number in range(FACES)]
             assert sorted({path.suffix for path in out.iterdir()}) == [".json", ".parquet"]
             assert [path.name for path in tmp_path.iterdir()] == ["preds"]
-            assert not list(commands.folder.glob(".ray.*"))
-    tell("score", usual, found)
+            # A Ray outlives its command by seconds, and a command that has nothing left to do starts none.
+            assert len(list(commands.folder.glob(".ray.*"))) <= 2
+    tell(f"score, every second one in the {took[sign]:.1f} s after the first part", took[""], found)
+
+
+def kill_in(copy: Path, commands: Commands, asked: tuple[object, ...], state: Callable[[], str]) -> None:
+    """Kill a command that writes into a bundle, often; `state` tells what is there, and fails if it is not whole.
+
+    The codes are those of a verdict, whichever it is.
+    """
+    usual = 0.0
+    for _ in range(2):  # the first imports
+        code, usual = commands.run(*asked)
+        assert code in (0, 1, 6), commands.log()
+    found = Counter[str]()
+    for moment, is_first, is_last in moments(usual, found):
+        if is_first and found:
+            for made in ("engines", "reports", "cascades"):
+                shutil.rmtree(copy / made, ignore_errors=True)
+        before = state()
+        code, _ = commands.run(*asked, seconds=moment)
+        now = state()
+        Bundle.open(copy)
+        assert not (before and not now)
+        found[f"{'killed' if code == -9 else 'ended'}, {'none' if not now else 'old' if now == before else 'new'}"] += 1
+        if is_last:
+            assert commands.run(*asked)[0] in (0, 1, 6), commands.log()
+            assert state()
+            assert [path.name for path in copy.parent.iterdir()] == ["x"]
+            assert not list(copy.rglob("*.emoexport"))
+    tell(str(asked[0]), usual, found)
+
+
+@pytest.fixture
+def copied(bundle, tmp_path) -> Path:
+    bare = shutil.ignore_patterns("cascades", "engines", "reports")  # of other tests
+    return Path(shutil.copytree(bundle.path, tmp_path / "build/x", ignore=bare))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_verify(commands, bundle, tmp_path):
-    copy = Path(shutil.copytree(bundle.path, tmp_path / "build/x"))
-    asked = ("verify", copy, "--engine", "onnxruntime", "--precision", "fp32", "--limit", 20, "--rounds", 1)
-    asked = (*asked, "--run", bundle.run(), "--batch", 4)
-    code, usual = commands.run(*asked)
-    assert code in (0, 1, 6), commands.log()
-
-    def report() -> str:
+def test_verify(commands, bundle, copied):
+    def made() -> str:
         """When the report was made; its three files are of one making."""
-        reports = copy / "reports"
-        made = json.loads((reports / "parity.json").read_text())["created"]
-        assert SavedAnswers.read(reports / "answers.npz").facts.created == made
+        reports = copied / "reports"
+        if not reports.exists():
+            return ""
+        created: str = json.loads((reports / "parity.json").read_text())["created"]
+        assert SavedAnswers.read(reports / "answers.npz").facts.created == created
         assert (reports / "parity.md").read_text()
-        Bundle.open(copy)
-        return made
+        return created
 
-    found = Counter[str]()
-    for moment, _, is_last in moments(usual, found):
-        before = report()
-        code, _ = commands.run(*asked, seconds=moment)
-        found[f"{'killed' if code == -9 else 'ended'}, {'old' if report() == before else 'new'}"] += 1
-        if is_last:
-            assert commands.run(*asked)[0] in (0, 1, 6), commands.log()
-            assert [path.name for path in copy.parent.iterdir()] == ["x"]
-            assert not list(copy.rglob("*.emoexport"))
-    tell("verify", usual, found)
+    few = ("--engine", "onnxruntime", "--precision", "fp32", "--limit", 20, "--rounds", 1, "--batch", 4)
+    kill_in(copied, commands, ("verify", copied, "--run", bundle.run(), *few), made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_build_of_an_engine(commands, copied):
+    pytest.importorskip("tensorrt_rtx")
+    engine = copied / "engines" / "tensorrt-rtx-fp32.engine"
+
+    def made() -> str:
+        """When it was built; it is the one that its passport is of."""
+        if not engine.exists():
+            assert not passport_of(engine).exists()
+            return ""
+        passport = Passport.read(engine)
+        assert read_engine(engine, passport)
+        return passport.created
+
+    kill_in(copied, commands, ("build", copied, "--engine", "tensorrt-rtx"), made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_cascade(commands, bundle, copied):
+    def made() -> str:
+        """When it was made; all its files are there."""
+        names = cascades_in(copied)
+        return read_cascade(Bundle.open(copied), names[0]).created if names else ""
+
+    few = ("--engine", "onnxruntime", "--precision", "fp32", "--max-disagreement", 10, "--rounds", 5)
+    kill_in(copied, commands, ("cascade", copied, "--run", bundle.run(), *few), made)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Mistakes at the command line: exit code, what is said, what comes next, and that nothing is left behind.
+"""Mistakes and verdicts at the command line: exit code, what is said, what comes next, and that nothing is left behind.
 
 What only a kill, a full disk, a race, or a machine that lacks something brings about is in the tests of these.
 """
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -14,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from emoexport import certification
 from emoexport.bundle import Bundle
-from emoexport.files import write_text
+from emoexport.files import sha256_of, write_text
 from emoexport.labels import EMOTIONS
-from emoexport.manifest import MANIFEST_FILE
+from emoexport.manifest import MANIFEST_FILE, FileEntry, PackageEntry
+from emoexport.saved_answers import SavedAnswers
 from emoexport.train.checkpoint import save_member
 from emoexport.train.config import ModelConfig
 from emoexport.train.emotenet import ConvNeXtEmoteNet
@@ -72,7 +75,7 @@ MISTAKES = [
     (
         "train --config no.toml",
         2,
-        "no.toml cannot be read as TOML",
+        "no.toml cannot be read as text",
         "--preset names one of ours; train/presets has them as",
     ),
     (
@@ -618,3 +621,74 @@ def test_a_mistake_gets_a_sentence_and_the_next_step_and_leaves_nothing(
     assert f"\nnext: {next_.format(**places)}" in err if next_ else "next: " not in err, err
     assert state_of(root) == before
     assert list(tmp_path.rglob("*")) == []
+
+
+# What is typed, the exit code, and what is printed among other things. --from judges what was answered before.
+VERDICTS = [
+    ("verify --from {answers} --max-drop 10 --max-disagreement 10", 0, "verdict: certified"),
+    ("verify --from {answers}", 6, "verdict: not enough evidence"),
+    ("verify --from {answers} --max-drop 0", 6, "of accuracy may be lost; allowed are 0"),
+    ("verify --from {other_labels} --max-drop 99", 1, "% of the labels differ; allowed are 1 %"),
+    (
+        "verify --from {other_labels} --max-drop 1 --max-disagreement 99",
+        1,
+        "points of accuracy are lost; allowed are 1",
+    ),
+    ("verify --from {mixed_rows} --max-drop 99 --max-disagreement 99", 1, "its answers do not go together"),
+]
+
+
+@pytest.fixture(scope="module")
+def answered(bundle, quiet, tmp_path_factory) -> dict[str, Path]:
+    """What engines answered: one as it is, one that never decides as the reference, one that mixes rows."""
+    root = tmp_path_factory.mktemp("answered")
+    copy = Bundle.open(Path(shutil.copytree(bundle.path, root / "tiny")))
+    only = {"engines": ["onnxruntime"], "precisions": ["fp32"], "batches": [4], "rounds": 1, "limit": 100}
+    certification.verify(copy, run=bundle.run(), **only, console=quiet)
+    honest = SavedAnswers.read(copy.path / certification.ANSWERS)
+    ((name, outcome),) = honest.answers.items()
+    turned = outcome._replace(label=(honest.reference.label + 1) % len(EMOTIONS))
+    (engine,) = honest.facts.engines
+    broken = tuple(check.model_copy(update={"largest_difference": 1.0}) for check in engine.relations)
+    facts = honest.facts.model_copy(update={"engines": (engine.model_copy(update={"relations": broken}),)})
+    found = {name: root / f"{name}.npz" for name in ("answers", "other_labels", "mixed_rows")}
+    honest.write(found["answers"])
+    dataclasses.replace(honest, answers={name: turned}).write(found["other_labels"])
+    dataclasses.replace(honest, facts=facts).write(found["mixed_rows"])
+    return found
+
+
+@pytest.mark.parametrize(("typed", "code", "said"), VERDICTS, ids=[row[0] for row in VERDICTS])
+def test_a_verdict_is_an_exit_code_and_its_reason(typed, code, said, call, answered, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in answered.values()}
+    monkeypatch.chdir(tmp_path)
+    found, out, err = call(*typed.format(**answered).split())
+    assert (found, err) == (code, ""), out
+    assert said in out
+    assert list(tmp_path.rglob("*")) == []
+    assert {path: path.read_bytes() for path in answered.values()} == before
+
+
+def test_what_was_compiled_for_another_machine_is_exit_code_5(call, bundle, places, tmp_path):
+    """A processor without its instructions would end the process without a word."""
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "x"))
+    (copy / "engines").mkdir(exist_ok=True)
+    package = copy / "engines" / "inductor-fp32.pt2"
+    package.write_bytes(b"machine code")
+    entry = PackageEntry(
+        file="engines/inductor-fp32.pt2",
+        backend="inductor",
+        precision="fp32",
+        torch=torch.__version__,
+        instruction_sets=("x86_64", "avx9000"),
+        seconds=1.0,
+    )
+    listed = {entry.file: FileEntry(sha256=sha256_of(package), bytes=package.stat().st_size)}
+    manifest = bundle.manifest.model_copy(
+        update={"engines": {"inductor-fp32": entry}, "files": {**bundle.manifest.files, **listed}}
+    )
+    write_text(copy / MANIFEST_FILE, manifest.sealed().to_json())
+    code, _, err = call("predict", places["photo"], "--bundle", copy, "--engine", "inductor", "--precision", "fp32")
+    assert code == 5, err
+    assert err.startswith(f"error: {package} was compiled for another machine: this processor lacks ")
+    assert "\nnext: emoexport build " in err

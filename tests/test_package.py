@@ -479,7 +479,7 @@ def test_the_dockerfile_says_what_it_should(copy, tmp_path):
     assert typed[:4] == ["python", "-m", "emoexport", "predict"]
     assert typed[-4:] == ["--engine", "onnxruntime", "--precision", "int8"]
     small = Bundle.open(out / "bundle")
-    assert set(small.manifest.files) == {"labels.txt", "model.int8.onnx"}
+    assert set(small.manifest.files) == {"labels.txt", "model.int8.onnx", "calibration.json", "sbom.cdx.json"}
     assert set(small.manifest.graphs) == {"int8"}
     assert sorted(path.name for path in small.path.rglob("*")) == ["labels.txt", "manifest.json", "model.int8.onnx"]
     assert str(tmp_path) not in shown_in(out)

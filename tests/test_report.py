@@ -117,6 +117,7 @@ def made(path: Path, *, name: str = "drawn", tuning: Tuning | None = None, gflop
     kinds = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
     for precision, kind in kinds.items():
         write_graph(path / f"model.{precision}.onnx", kind)
+    (path / "calibration.json").write_text("{}")
     if tuning is not None:
         (path / "tuning.json").write_text(tuning.to_json())
     files = {file.name: FileEntry(sha256=sha256_of(file), bytes=file.stat().st_size) for file in sorted(path.iterdir())}

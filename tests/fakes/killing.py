@@ -51,15 +51,16 @@ def killed_at_each_step(work: Callable[[], object], *, most: int = 2000) -> Iter
 
 
 _READY = """
-import contextlib, importlib, json, os, signal, subprocess, sys, time
+import contextlib, glob, importlib, json, os, signal, subprocess, sys, time
 import lightning, onnx, onnxruntime, ray.data, torch
 from emoexport import cascading, certification, cli, cluster, mass_scoring, pipeline, planning
 from emoexport.train import ensemble
 
 torch.set_num_threads(1)
 for line in sys.stdin:
-    words, seconds = json.loads(line)
+    words, seconds, sign = json.loads(line)
     begun = time.monotonic()
+    known = set(glob.glob(sign))
     child = os.fork()
     if child == 0:
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -81,6 +82,8 @@ for line in sys.stdin:
         pid, found = os.waitpid(child, os.WNOHANG)
         if pid:
             status = os.waitstatus_to_exitcode(found)
+        elif sign and known >= set(glob.glob(sign)):
+            begun = time.monotonic()
         elif time.monotonic() - begun > seconds:
             os.kill(child, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -110,11 +113,14 @@ class Commands:
             text=True,
         )
 
-    def run(self, *words: object, seconds: float = 600) -> tuple[int, float]:
-        """Run a command and kill it after a time: its exit code, -9 if it was killed, and the seconds it ran."""
+    def run(self, *words: object, seconds: float = 600, sign: str = "") -> tuple[int, float]:
+        """Run a command and kill it after a time: its exit code, -9 if it was killed, and the seconds it ran.
+
+        The seconds are counted from its start, or from when the first new file matches a pattern.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps([[*map(str, words)], seconds]), file=self._process.stdin, flush=True)
+        print(json.dumps([[*map(str, words)], seconds, sign]), file=self._process.stdin, flush=True)
         code, took = json.loads(self._process.stdout.readline())
         return code, took
 
