@@ -131,7 +131,7 @@ def bench(
     failures: dict[str, str] = {}
     if _with_rivals(rivals, device):
         timed += _open_rivals(bundle, reference, device, threads, failures)
-    console.print("a large matrix product at each type of number ...", highlight=False)
+    console.print("a large matrix product at each type of number ...")
     peaks = gemm_peaks(device, tuple({PRECISIONS[engine.precision].number: None for engine in [judge, *timed]}))
     with progress_bar(console, "timing, all in turn", len(sizes) * (rounds + 3)) as advance:
         found = measure(

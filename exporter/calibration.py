@@ -214,9 +214,9 @@ def calibrate(
         }
         changed = [what for what, is_same in same.items() if not is_same]
         if not changed:
-            console.print("calibration: that of the bundle that stood there; nothing has changed", highlight=False)
+            console.print("calibration: that of the bundle that stood there; nothing has changed")
             return known
-        console.print(f"calibrating anew: {changed[0]} changed", highlight=False)
+        console.print(f"calibrating anew: {changed[0]} changed")
     if len(hashes) < FEW and not faces.random:
         console.print(f"{len(hashes)} faces to calibrate on; {FEW} or more are usual.", style="yellow")
     total = faces_to_run(len(hashes), len(held_out), method)

@@ -251,8 +251,6 @@ def finish_cascade(
         console.print(
             f"{bundle.path} keeps the {record.engine} that is certified; this one is not.",
             style="yellow",
-            highlight=False,
-            soft_wrap=True,
         )
         return record
     _put(bundle, record, prepared.files[0].parent, showing)

@@ -102,18 +102,18 @@ def bench(
         print_table(console, f"{path}, {report.passes_a_face} passes a face", speed_table(report))
         print_table(console, "each at the batch size that suits it best", engines_table(report))
         for note in report.notes:
-            console.print(note, style="yellow", highlight=False, soft_wrap=True)
+            console.print(note, style="yellow")
         reports = path / "reports"
-        console.print(f"reports: {reports / 'bench.md'}, {reports / 'bench.json'}", highlight=False, soft_wrap=True)
+        console.print(f"reports: {reports / 'bench.md'}, {reports / 'bench.json'}")
     found = changes(report, earlier) if earlier is not None else []
     for note in unlike(report, earlier) if earlier is not None else []:
-        console_of(stderr=True).print(note, style="yellow", highlight=False, soft_wrap=True)
+        console_of(stderr=True).print(note, style="yellow")
     if found:
         print_table(console_of(stderr=markdown or csv), f"against {compare}", changes_table(found))
     if not (markdown or csv):
         typer.echo(report.model_dump_json())
     lost = [] if earlier is None else lost_engines(report, earlier)
     for name in lost:
-        console_of(stderr=True).print(f"{name} was timed then, and is not now.", style="red", highlight=False)
+        console_of(stderr=True).print(f"{name} was timed then, and is not now.", style="red")
     failed = [name for name in lost if any(what.startswith(f"{name} ") for what in report.failures)]
     raise typer.Exit(1 if failed or any(one.is_slower for one in found) else 0)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emoexport.cli_options import console_of, newest, say
+from emoexport.cli_options import console_of, newest
 from emoexport.engines import BACKENDS
 from emoexport.errors import UsageError
 from emoexport.precision import PRECISIONS
@@ -186,8 +186,8 @@ def build(
 
             if (there := cascade_of_plan(plan)) is not None:
                 where, name = there
-                say(console, f"{plan} chose a cascade, which is part of {where} already: nothing is left to build.")
-                say(console, f"next: emoexport predict photos/ --bundle {where} --cascade {name}")
+                console.print(f"{plan} chose a cascade, which is part of {where} already: nothing is left to build.")
+                console.print(f"next: emoexport predict photos/ --bundle {where} --cascade {name}")
                 return
             out = out or Path("build") / f"{run.resolve().name}-few"
             run, choice, precision = planned(plan, run, console)
@@ -211,7 +211,7 @@ def build(
         _describe(bundle, console)
     if backends:
         _build_engines(bundle, backends, precisions or ([] if is_bundle else ["fp32"]), settings, console)
-    console.print(f"next: emoexport verify {bundle.path}", highlight=False, soft_wrap=True)
+    console.print(f"next: emoexport verify {bundle.path}")
 
 
 _OF_ENGINES = {"run", "engine", "max_batch", *(name.replace("-", "_") for name in PRECISIONS)}
@@ -242,16 +242,14 @@ def _bundle_to_build_into(context: typer.Context, path: Path | None, builds: lis
 def _describe(bundle: Any, console: Any) -> None:
     """Say what was folded."""
     chosen = bundle.manifest.layout
-    console.print(f"layout: {chosen.name}, {chosen.reason}", highlight=False, soft_wrap=True)
+    console.print(f"layout: {chosen.name}, {chosen.reason}")
     for name, found in bundle.manifest.gate.items():
         where = "" if found.verdict == "not judged" else " here"
         kept = "" if name in bundle.manifest.graphs else "; it is not kept, --keep-rejected would"
-        console.print(
-            f"{PRECISIONS[name].title} {found.verdict}{where}: {found.reason}{kept}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{PRECISIONS[name].title} {found.verdict}{where}: {found.reason}{kept}")
     sizes = bundle.sizes()
     for name, entry in bundle.manifest.opened.items():
-        console.print(f"{bundle.path / entry.file}  {sizes[name] / 1e6:.1f} MB", highlight=False, soft_wrap=True)
+        console.print(f"{bundle.path / entry.file}  {sizes[name] / 1e6:.1f} MB")
 
 
 def _build_engines(bundle: Any, backends: Any, precisions: list[str], settings: Any, console: Any) -> None:
@@ -262,6 +260,4 @@ def _build_engines(bundle: Any, backends: Any, precisions: list[str], settings: 
         console.print(
             f"{bundle.path / 'engines' / passport.file}  {passport.bytes / 1e6:.1f} MB, {passport.seconds:.0f} s"
             + ("" if share is None else f", {share:.0%} of the members' multiplications in {number}"),
-            highlight=False,
-            soft_wrap=True,
         )

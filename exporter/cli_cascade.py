@@ -15,7 +15,6 @@ from emoexport.cli_options import (
     console_of,
     open_bundle,
     print_table,
-    say,
 )
 from emoexport.engines import BACKENDS
 
@@ -94,9 +93,9 @@ def cascade(
     )
     print_table(console, found.shown_on, stage_table(found))
     for line in found.sentences:
-        say(console, line)
-    say(console, f"Assumed: {ASSUMPTION}", "dim")
-    say(console, f"verdict: {found.verdict}\ncascade: {opened.path / CASCADES / found.engine}")
+        console.print(line)
+    console.print(f"Assumed: {ASSUMPTION}", style="dim")
+    console.print(f"verdict: {found.verdict}\ncascade: {opened.path / CASCADES / found.engine}")
     if found.verdict == "certified":
-        say(console, f"next: emoexport predict photos/ --bundle {opened.path} --cascade {found.engine}")
+        console.print(f"next: emoexport predict photos/ --bundle {opened.path} --cascade {found.engine}")
     raise typer.Exit(EXIT_CODES[found.verdict])

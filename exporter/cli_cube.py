@@ -82,6 +82,4 @@ def cube(
         f"shape: {' x '.join(f'{size:,}' for size in record.shape)} (faces, members, views, emotions), float32, "
         f"{found.scores.nbytes / 1e6:.1f} MB\n"
         f"digest: {record.digest}",
-        highlight=False,
-        soft_wrap=True,
     )

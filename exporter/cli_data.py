@@ -48,7 +48,7 @@ def audit(
     from emoexport.inspection import audit as audit_of  # noqa: PLC0415
 
     console = console_of()
-    console.print(f"reading {data} ...", highlight=False, soft_wrap=True)
+    console.print(f"reading {data} ...")
     report = audit_of(
         data,
         size=size,
@@ -64,9 +64,9 @@ def audit(
     for section in audit_sections(report):
         print_table(console, section.title, section.table())
         if section.note:
-            console.print(section.note, highlight=False, soft_wrap=True)
+            console.print(section.note)
     if out is not None:
-        console.print(f"reports: {out / 'audit.md'}, {out / 'audit.json'}", highlight=False, soft_wrap=True)
+        console.print(f"reports: {out / 'audit.md'}, {out / 'audit.json'}")
     failures = report.audit.failures()
     if strict and failures:
         raise CheckFailed(
@@ -113,7 +113,7 @@ def balance(
     train += " --skip-bad" if skip_bad else ""
     train += f" --balance {count}" if settings.training.balance != count else ""
     train += f" --balanced-set {out}" if out != usual else ""
-    console.print(f"balanced set: {out}\nnext: {train}", highlight=False, soft_wrap=True)
+    console.print(f"balanced set: {out}\nnext: {train}")
 
 
 @data_commands.command()
@@ -138,8 +138,8 @@ def draw(
         write_text(folder / "drawn.txt", f"emoexport data draw, seed {seed}: faces of nobody\n")
         for number, (face, label) in enumerate(zip(*synthetic_faces(faces, size=size, seed=seed), strict=True)):
             Image.fromarray(face[..., 0]).save(folder / f"{number:05}-{EMOTIONS[label]}.png")
-    console.print(f"{out}: {faces:,} drawn faces", highlight=False, soft_wrap=True)
-    console.print(f"next: emoexport predict {shlex.quote(str(out))}", highlight=False, soft_wrap=True)
+    console.print(f"{out}: {faces:,} drawn faces")
+    console.print(f"next: emoexport predict {shlex.quote(str(out))}")
 
 
 def _table(record: Any) -> Any:

@@ -35,7 +35,6 @@ __all__ = [
     "open_bundle",
     "print_table",
     "read_faces",
-    "say",
 ]
 
 DataOption = Annotated[
@@ -90,18 +89,16 @@ Precisions = Annotated[
 
 
 def console_of(*, stderr: bool = False) -> Console:
-    """Where a command shows what it does: on standard error where standard output is for a result alone."""
-    return Console(markup=False, stderr=stderr)
+    """Where a command shows what it does, lines as they are: nothing in them is marked or broken.
 
-
-def say(console: Console, text: str, style: str = "") -> None:
-    """A line as it is: nothing in it is marked, and the terminal breaks it where it ends."""
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    On standard error where standard output is for a result alone.
+    """
+    return Console(markup=False, highlight=False, soft_wrap=True, stderr=stderr)
 
 
 def print_table(console: Console, title: str, table: Any) -> None:
     """Print a table whole: where the terminal is too narrow, or there is none, lines run over."""
-    console.print(f"\n{title}", highlight=False, soft_wrap=True)
+    console.print(f"\n{title}")
     width = Console(width=1000).measure(table).maximum
     Console(markup=False, width=max(width, console.width), stderr=console.stderr).print(table)
 
@@ -110,7 +107,7 @@ def read_faces(console: Console, data: str, config: Any, *, label_order: str, sk
     """Read labelled faces as a training configuration wants them, and say what was read: a `DataSet`."""
     from emoexport.train.dataset import load_data  # noqa: PLC0415
 
-    console.print(f"reading {data} ...", highlight=False)
+    console.print(f"reading {data} ...")
     faces = load_data(
         data,
         size=config.model.image_size,
@@ -120,7 +117,7 @@ def read_faces(console: Console, data: str, config: Any, *, label_order: str, sk
         seed=config.training.seed,
     )
     for line in faces.summary():
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     return faces
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emoexport.cli_options import BundleDir, OneEngine, OnePrecision, console_of, open_bundle, say
+from emoexport.cli_options import BundleDir, OneEngine, OnePrecision, console_of, open_bundle
 from emoexport.engines import BACKENDS
 from emoexport.errors import UsageError
 
@@ -101,10 +101,10 @@ def _tell(packed: Any, notes: list[str], written: str, following: str) -> None:
     """What is known of the engine, what whoever runs it must know, what was written and what comes next."""
     console = console_of()
     if packed.is_certified:
-        say(console, packed.standing)
+        console.print(packed.standing)
     else:
-        say(console, f"{packed.standing} Next: {packed.verify_command}", "yellow")
+        console.print(f"{packed.standing} Next: {packed.verify_command}", style="yellow")
     for note in notes:
-        say(console, note, "yellow")
-    say(console, written)
-    say(console, f"next: {following}")
+        console.print(note, style="yellow")
+    console.print(written)
+    console.print(f"next: {following}")

@@ -104,14 +104,14 @@ def plan(
     for title, table in plan_tables(found):
         print_table(console, title, table)
     for line in plan_sentences(found):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"plan: {target / PLAN_FILE}", highlight=False, soft_wrap=True)
+        console.print(line)
+    console.print(f"plan: {target / PLAN_FILE}")
     if found.choice is not None and found.verdict == "certified":
         where = os.path.relpath(run or opened.run())
-        console.print(f"next: emoexport build {where} --plan {target / PLAN_FILE}", highlight=False, soft_wrap=True)
+        console.print(f"next: emoexport build {where} --plan {target / PLAN_FILE}")
     if found.cascade is not None and found.verdict == "certified":
         use = f"--bundle {opened.path} --cascade {found.cascade.engine}"
-        console.print(f"next: emoexport predict photos/ {use}", highlight=False, soft_wrap=True)
+        console.print(f"next: emoexport predict photos/ {use}")
     raise typer.Exit(EXIT_CODES[found.verdict])
 
 

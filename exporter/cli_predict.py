@@ -20,7 +20,6 @@ from emoexport.cli_options import (
     Threads,
     console_of,
     newest_bundle,
-    say,
 )
 from emoexport.errors import UsageError
 
@@ -173,7 +172,7 @@ class _Tally:
 
     def say(self, text: str, style: str = "") -> None:
         """A line on standard error."""
-        say(self._console, text, style)
+        self._console.print(text, style=style)
 
 
 def _many(count: int, what: str) -> str:

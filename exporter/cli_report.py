@@ -27,4 +27,4 @@ def report(
     from emoexport.report import write_report  # noqa: PLC0415
 
     path = write_report(opened, out=out, run=run)
-    console_of().print(f"report: {path}", highlight=False, soft_wrap=True)
+    console_of().print(f"report: {path}")

@@ -14,7 +14,6 @@ from emoexport.cli_options import (
     OnePrecision,
     console_of,
     newest_bundle,
-    say,
 )
 from emoexport.errors import UsageError
 
@@ -107,7 +106,7 @@ def score(
     try:
         summary = score_all(wish, console)
     except KeyboardInterrupt:
-        say(console, f"Parts that are done stay in {out}; the same command goes on.")
+        console.print(f"Parts that are done stay in {out}; the same command goes on.")
         raise
     _tell(console, summary, out)
     raise typer.Exit(4 if summary.total.errors else 0)
@@ -123,18 +122,16 @@ def _tell(console: Console, summary: "ScoreSummary", out: str) -> None:
     """The last lines."""
     total, now = summary.total, summary.total.faces - summary.faces_before
     for example in total.examples:
-        say(console, example, "red")
+        console.print(example, style="red")
     if total.errors:
-        say(
-            console,
-            f"{total.errors:,} of {total.faces:,} pictures could not be read; the column error says why.",
-            "red",
+        console.print(
+            f"{total.errors:,} of {total.faces:,} pictures could not be read; the column error says why.", style="red"
         )
     counts = ", ".join(f"{count:,} {name}" for name, count in sorted(total.labels.items(), key=lambda one: -one[1]))
-    say(console, f"{total.faces - total.errors:,} faces: {counts}")
+    console.print(f"{total.faces - total.errors:,} faces: {counts}")
     if now:
         rate = now / summary.seconds
-        say(console, f"{now:,} pictures in {summary.seconds:,.0f} s, {rate:,.0f} a second; {total.faces:,} in all.")
+        console.print(f"{now:,} pictures in {summary.seconds:,.0f} s, {rate:,.0f} a second; {total.faces:,} in all.")
     if summary.workers_replaced:
-        say(console, f"Workers that died and were replaced: {summary.workers_replaced}.", "yellow")
-    say(console, f"written: {out}")
+        console.print(f"Workers that died and were replaced: {summary.workers_replaced}.", style="yellow")
+    console.print(f"written: {out}")

@@ -1,6 +1,5 @@
 """`emoexport serve`."""
 
-import functools
 import ipaddress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,6 @@ from emoexport.cli_options import (
     Threads,
     console_of,
     newest_bundle,
-    say,
 )
 from emoexport.errors import MissingRuntime
 
@@ -72,7 +70,7 @@ def serve(
     from emoexport.serving import ServeSettings, Service  # noqa: PLC0415
     from emoexport.serving_process import listen, serve_until_told  # noqa: PLC0415
 
-    tell = functools.partial(say, console_of(stderr=True))
+    console = console_of(stderr=True)
     settings = ServeSettings(
         max_delay_ms=max_delay_ms,
         queue=queue,
@@ -88,12 +86,12 @@ def serve(
             where, engine=engine, precision=precision, batch=batch, cascade=cascade, threads=threads, cache=cache
         )
         service = Service(session, settings, detector=detector)
-        tell(f"{where}, {session.why}")
+        console.print(f"{where}, {session.why}")
         for note in (*session.notes, *told, *_openness(host)):
-            tell(note, "yellow")
-        tell(f"{_address(host, opened.getsockname()[1])}  (Ctrl-C ends it)")
-        finished = serve_until_told(service, opened, drain_s=drain_s, note=tell)
-    tell("all that was accepted is answered." if finished else "ended at once; what was under way is lost.")
+            console.print(note, style="yellow")
+        console.print(f"{_address(host, opened.getsockname()[1])}  (Ctrl-C ends it)")
+        finished = serve_until_told(service, opened, drain_s=drain_s, note=console.print)
+    console.print("all that was accepted is answered." if finished else "ended at once; what was under way is lost.")
     raise typer.Exit(0 if finished else 130)
 
 

@@ -106,8 +106,6 @@ def train(
     _show_decision(console, out)
     console.print(
         f"run: {out}\ncurves: {out / 'training.png'}\nnext: emoexport build {out} --fp16 --int8",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -145,14 +143,14 @@ def combine(
         soup_ingredients(runs, records, members)
     else:
         best_members(runs, records, members or 5)
-    console.print("reading the faces ...", highlight=False)
+    console.print("reading the faces ...")
     faces = data_of_run(runs[0], records[0], data)
     if soup:
         make_soup(runs, faces, out, method=soup, members=members, console=console, force=force)
     else:
         combine_runs(runs, faces, out, members=members or 5, console=console, force=force)
     _show_decision(console, out)
-    console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8", highlight=False, soft_wrap=True)
+    console.print(f"run: {out}\nnext: emoexport build {out} --fp16 --int8")
 
 
 def evaluate(
@@ -203,8 +201,8 @@ def evaluate(
     for title, table in evaluation_tables(report):
         print_table(console, title, table)
     for note in report.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
-    console.print(f"reports: {where / 'evaluation.md'}, {where / 'evaluation.json'}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", style="yellow")
+    console.print(f"reports: {where / 'evaluation.md'}, {where / 'evaluation.json'}")
 
 
 def _show_decision(console: Console, run: Path) -> None:
@@ -215,5 +213,5 @@ def _show_decision(console: Console, run: Path) -> None:
 
     fitted = FittedDecision.parse_json(run / "decision.json", error=BadCheckpoint)
     if fitted.temperature:
-        console.print(temperature_sentence(fitted.temperature), highlight=False, soft_wrap=True)
+        console.print(temperature_sentence(fitted.temperature))
     print_table(console, "gains on held-out validation faces, in points of accuracy", rules_table(fitted))

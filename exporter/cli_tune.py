@@ -76,10 +76,8 @@ def tune(
         write_bytes(out / "tuning.png", tuning_plot(found))
     print_table(console, f"{opened.path}, {found.setting.faces:,} validation faces", tuning_table(found))
     for sentence in tuning_sentences(found):
-        console.print(sentence, highlight=False, soft_wrap=True)
+        console.print(sentence)
     console.print(
         f"reports: {out / 'tuning.md'}, {out / 'tuning.png'}\n"
         f"next: {opened.build_command(precision, tuning=out / TUNING_FILE)}",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -94,7 +94,7 @@ def verify(
         )
     _show(console, report)
     where = "" if opened is None else f"\nbundle: {opened.path}\nreports: {opened.path / 'reports' / 'parity.md'}"
-    console.print(f"verdict: {report.verdict}{where}", highlight=False, soft_wrap=True)
+    console.print(f"verdict: {report.verdict}{where}")
     raise typer.Exit(EXIT_CODES[report.verdict])
 
 
@@ -114,6 +114,6 @@ def _show(console: Console, report: Any) -> None:
         print_table(console, title, parity_table(report, rows))
     for (verdict, reason), names in reasons_of(report).items():
         style = "red" if verdict == "failed" else "yellow"
-        console.print(f"{', '.join(names)}: {verdict}. {reason}.", style=style, highlight=False, soft_wrap=True)
+        console.print(f"{', '.join(names)}: {verdict}. {reason}.", style=style)
     for note in report.notes:
-        console.print(note, style="yellow", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow")

@@ -78,7 +78,7 @@ def compile_fold(
     entries = {}
     for precision in _BACKEND.precisions:
         title = f"{_BACKEND.title} at {PRECISIONS[precision].title}"
-        console.print(f"compiling for {title}, up to a minute a member ...", highlight=False)
+        console.print(f"compiling for {title}, up to a minute a member ...")
         file = Path("engines") / f"{_BACKEND.name}-{precision}.pt2"
         (directory / file).parent.mkdir(exist_ok=True)
         started = time.monotonic()

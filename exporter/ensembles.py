@@ -247,7 +247,7 @@ def evaluate(
         )
         _require_same(faces, seen_by_other, ensemble, against)
     for line in dataset.summary():
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     outcomes = vote.outcomes(faces, console)
     comparison = None
     if against and other:

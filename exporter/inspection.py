@@ -62,7 +62,7 @@ def audit(
     data.split(split)
     require_enough(data)
     for line in data.summary():
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     started = time.monotonic()
     distinct = distinct_faces(data)
     pairs = None

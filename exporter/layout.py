@@ -89,7 +89,7 @@ def _faster(
 ) -> LayoutEntry:
     """Time one face a call in every layout; branches unless stacked is faster beyond the interval."""
     backend = _backend()
-    console.print(f"timing {' and '.join(graphs)} with {backend.title} ...", highlight=False)
+    console.print(f"timing {' and '.join(graphs)} with {backend.title} ...")
     face = np.random.default_rng(0).integers(0, 256, (1, *face_shape), dtype=np.uint8)
     engines = {
         name: open_engine(backend, graph, precision="fp32", face_shape=face_shape, max_batch=max_batch)

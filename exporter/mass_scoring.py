@@ -81,11 +81,11 @@ def score_all(wish: Wish, console: Console) -> ScoreSummary:
         stack.enter_context(out.writing())
         settings = _settings(wish, read_record(out), bundle.manifest.digest)
         if wish.address:
-            console.print(f"connecting to Ray at {wish.address} ...", highlight=False, soft_wrap=True)
+            console.print(f"connecting to Ray at {wish.address} ...")
         machines = stack.enter_context(connect(wish.address)) if wish.address else []
         opened = _look_on(machines, str(bundle.path.resolve()), settings)
         for text, style in ((f"{wish.bundle}, {opened.why}", ""), *((note, "yellow") for note in opened.notes)):
-            console.print(text, style=style, highlight=False, soft_wrap=True)
+            console.print(text, style=style)
         record = begin(out, _record(wish, bundle, plan, opened), force=wish.force)
         left, before = split_finished(out, plan)
         summary = ScoreSummary(total=before, faces_before=before.faces)

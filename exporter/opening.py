@@ -290,7 +290,7 @@ def graphs_of(opened: Sequence[Engine]) -> set[str]:
 
 def noted(console: Console) -> Callable[[str], None]:
     """What shows a reader what `open_engines` left out."""
-    return lambda sentence: console.print(sentence, style="yellow", highlight=False, soft_wrap=True)
+    return lambda sentence: console.print(sentence, style="yellow")
 
 
 def file_for(bundle: Bundle, backend: Backend, precision: str) -> Path | None:

@@ -74,7 +74,7 @@ def open_passes(
             f"{bundle.path} leaves passes out; a cascade ends with all of them.",
             hint="name a bundle that was built without --pass",
         )
-    console.print(f"writing graphs of single passes, {precision} ...", highlight=False)
+    console.print(f"writing graphs of single passes, {precision} ...")
     graphs = write_pass_graphs(
         bundle.graph(precision),
         folder,
@@ -117,7 +117,7 @@ def _engine_of(
     """An engine of a graph of passes, in the graph's place."""
     height, width, channels = face_shape
     most = calls.sizes[-1]
-    console.print(f"building an engine of {graph.name} ...", highlight=False)
+    console.print(f"building an engine of {graph.name} ...")
     engine = graph.with_suffix(".engine")
     build_engine(
         backend.name,

@@ -107,9 +107,8 @@ def build(
                 "The decision was fitted on the run's vote, all its members and views with equal weights; "
                 "this bundle votes otherwise.",
                 style="yellow",
-                soft_wrap=True,
             )
-        console.print(f"folding {len(members)} members x {len(views)} views ...", highlight=False)
+        console.print(f"folding {len(members)} members x {len(views)} views ...")
         described = member_entries(entries, members, list(whole.members.values()))
         graphs, rewrites = prepare_members(
             members, [entry.model for entry in entries], (model.channels, model.image_size, model.image_size)
@@ -128,7 +127,7 @@ def build(
         kept: dict[str, Kept] = {"fp32": {}}
         for row in rows:
             if row.converter:
-                console.print(f"converting to {row.title} ...", highlight=False)
+                console.print(f"converting to {row.title} ...")
                 convert = pkgutil.resolve_name(row.converter)
                 kept[row.name] = convert(fp32, directory / f"model.{row.name}.onnx", found, left.get(row.name, ()))
         graph_files = {row.name: directory / f"model.{row.name}.onnx" for row in rows}
@@ -204,7 +203,6 @@ def _keep_tuning(tuned: Tuning, found: Calibration, fp32: Path, console: Console
         console.print(
             "The tuning was made with another calibration: what it says of costs is not of this graph.",
             style="yellow",
-            soft_wrap=True,
         )
     return {tuned.setting.precision: left}
 

@@ -60,7 +60,7 @@ def soup_candidates(
         console: where progress is shown.
     """
     quiet = Console(quiet=True)
-    console.print("averaging the members' weights ...", highlight=False)
+    console.print("averaging the members' weights ...")
     try:
         made = soup_run_for(run, folder / "soup", data_of_run(run, record, data), quiet)
         member = _member_of(made)

@@ -319,7 +319,7 @@ class _Planner:
         known = self.bundle.manifest.calibration
         wish = Wish() if known is None else Wish(faces=known.faces, method=known.method, random=known.random)
         passes = f"{candidate.passes} of {self.bundle.manifest.passes_a_face} passes"
-        self.console.print(f"building with {passes} ...", highlight=False)
+        self.console.print(f"building with {passes} ...")
         bundle = build(
             self.scratch / "soup" if candidate.soup else self.run,
             self.scratch / name,

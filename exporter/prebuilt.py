@@ -148,7 +148,7 @@ def _proven(bundle: Bundle, backend: Backend, engine: Path, passport: Passport, 
     try:
         session = open_engine(backend, engine, precision=passport.precision, **limits)
     except WrongMachine as err:
-        console.print(f"{err} It is not run here.", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"{err} It is not run here.", style="yellow")
         return passport
     assert isinstance(session, TensorRtEngine)
     with contextlib.closing(session):
@@ -157,7 +157,7 @@ def _proven(bundle: Bundle, backend: Backend, engine: Path, passport: Passport, 
     share = by_time.get(row.number, 0.0)
     if not by_time:
         said = f"{engine.name}: its time could not be told apart by layers."
-        console.print(said, style="yellow", highlight=False, soft_wrap=True)
+        console.print(said, style="yellow")
     elif share < row.min_share:
         raise CheckFailed(
             f"{engine.name} is no {row.title} engine: {share:.0%} of the members' time is in {row.number}, needed are "

@@ -13,7 +13,7 @@ __all__ = ["progress_bar", "status_line"]
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how many of `total` are done; the function given counts further ones."""
     if not console.is_terminal:
-        console.print(f"{title} ({total}) ...", highlight=False)
+        console.print(f"{title} ({total}) ...")
         yield lambda _: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -26,9 +26,9 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
 def status_line(console: Console, title: str) -> Iterator[Callable[[str], None]]:
     """Show what is going on behind a title, on a line of its own for people; the function given says it anew."""
     if not console.is_terminal:
-        console.print(title, highlight=False)
+        console.print(title)
         yield lambda _: None
         return
     with console.status(title) as status:
         yield lambda text: status.update(f"{title} {text}")
-    console.print(title, highlight=False)
+    console.print(title)

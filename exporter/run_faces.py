@@ -112,10 +112,10 @@ def data_name(source: str) -> str:
 def describe_faces(dataset: DataSet, split: str, record: RunRecord, console: Console) -> str:
     """Say what was read; and, as is returned too, why it can show nothing of how members do on new faces, if so."""
     for line in dataset.summary():
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     unfit = _unfit_because(dataset, split, record)
     if unfit:
-        console.print(f"{unfit[0].upper()}{unfit[1:]}.", style="yellow", soft_wrap=True)
+        console.print(f"{unfit[0].upper()}{unfit[1:]}.", style="yellow")
     return unfit
 
 

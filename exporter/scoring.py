@@ -223,7 +223,7 @@ def score_faces(
                 _request(bundle, engine, read),
                 batch_size=min(batch, bundle.manifest.max_batch),
                 progress=advance,
-                note=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True),
+                note=console.print,
                 force=anew,
             )
 
@@ -232,7 +232,7 @@ def score_faces(
     except OtherCube:
         if not replace:
             raise
-        console.print(f"{target} is of something else, and is computed anew.", highlight=False, soft_wrap=True)
+        console.print(f"{target} is of something else, and is computed anew.")
         cube = computed(anew=True)
     decision = bundle.manifest.decision
     accuracies = tuple(cube.accuracy(decision, mask, rows=rows) for rows, mask in read.row_sets.items())

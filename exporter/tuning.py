@@ -118,7 +118,7 @@ def tune(
         backend = takers[0] if named else _fastest(shop)
         log = TrialLog(out / _LOG, shop.setting(backend), force=force)
         if log.trials:
-            console.print(f"going on after {len(log.trials)} trials, which are kept in {log.path}", highlight=False)
+            console.print(f"going on after {len(log.trials)} trials, which are kept in {log.path}")
         with Trials(shop, backend, log) as trials:
             _try_blocks(trials)
             steps = _search(trials, allowed)

@@ -224,8 +224,10 @@ def kill_in(copy: Path, commands: Commands, asked: tuple[object, ...], state: Ca
         code, usual = commands.run(*asked)
         assert code in (0, 1, 6), commands.log()
     found = Counter[str]()
+    has_old = False
     for moment, is_first, is_last in moments(usual, found):
-        if is_first and found:
+        has_old ^= is_first
+        if is_first and not has_old:
             for made in ("engines", "reports", "cascades"):
                 shutil.rmtree(copy / made, ignore_errors=True)
         before = state()

@@ -373,4 +373,4 @@ def _command(directory: Path, per_emotion: int = 8000) -> str:
 
 
 def _say(console: Console, sentence: str) -> None:
-    console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(sentence)

@@ -157,4 +157,4 @@ class EpochLines(Callback):
         )
 
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line)

@@ -200,8 +200,6 @@ def combine_runs(
             console.print(
                 f"member {Path(name).stem}: {one.path}, {one.record.model.backbone}, "
                 f"validation accuracy {_accuracy(one):.3f}",
-                highlight=False,
-                soft_wrap=True,
             )
         fitted = fit_rules(directory, record.config, validation, console)
         (directory / "decision.json").write_text(fitted.to_json(), encoding="utf-8")

@@ -44,7 +44,7 @@ def fit_rules(run_directory: Path, config: RunConfig, faces: Faces, console: Con
     }
     accuracy = {name: round(float(np.mean(label == faces.labels)), 6) for name, label in right.items()}
     for name, value in accuracy.items():
-        console.print(f"validation accuracy of {name}: {value:.3f}", highlight=False)
+        console.print(f"validation accuracy of {name}: {value:.3f}")
     return FittedDecision(
         decision=fit.decision,
         validation_accuracy=accuracy,

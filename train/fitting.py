@@ -136,9 +136,7 @@ def fit(
                 seconds=history.seconds,
             )
         batch_size, accumulate = batch_size // 2, accumulate * 2
-        console.print(
-            f"out of memory: going on with batches of {batch_size}, {accumulate} of them a step", highlight=False
-        )
+        console.print(f"out of memory: going on with batches of {batch_size}, {accumulate} of them a step")
         garbage_collection_cuda()
 
 
@@ -151,7 +149,7 @@ def _fit_once(
     network = ConvNeXtEmoteNet(config.model)
     resumes = last.is_file()
     if not resumes and (settings.pretrained or settings.init_from):
-        console.print(load_start(network, config), highlight=False, soft_wrap=True)
+        console.print(load_start(network, config))
     best = BestCheckpoints(_candidates(directory), settings.members)
     history = History(directory)
     keeper = ModelCheckpoint(
@@ -186,7 +184,7 @@ def _fit_once(
         try:
             trainer.fit(MemberTraining(config, network), batches, ckpt_path=last if resumes else None)
         except SystemExit as err:  # what Lightning makes of Ctrl-C
-            console.print("the epochs that ended are kept: the same command with --resume goes on", highlight=False)
+            console.print("the epochs that ended are kept: the same command with --resume goes on")
             raise KeyboardInterrupt from err
     if machines.is_first_process:
         best.remove_losers()

@@ -157,12 +157,12 @@ def _show(soup: SoupRecord, faces: int, console: Console) -> None:
         ("the uniform soup", soup.uniform),
         ("the greedy soup", soup.greedy),
     ):
-        console.print(f"validation accuracy of {name}, one pass, {faces} faces: {value:.3f}", highlight=False)
-    console.print(f"chosen: the {soup.chosen} soup, of {kept} of {count} members", highlight=False)
+        console.print(f"validation accuracy of {name}, one pass, {faces} faces: {value:.3f}")
+    console.print(f"chosen: the {soup.chosen} soup, of {kept} of {count} members")
     if accuracy < best:
         found = f"On these faces the soup is worse than its best member, by {100 * (best - accuracy):.1f} points."
     elif kept == 1:
         found = "No average is as good as the best member; the soup is that member alone."
     else:
         return
-    console.print(f"{found} {_ADVICE}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(f"{found} {_ADVICE}", style="yellow")
