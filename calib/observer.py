@@ -204,7 +204,7 @@ class Observer:
         options.intra_op_num_threads = self._threads or 0
         with tempfile.NamedTemporaryFile(dir=self._path.parent, suffix=".onnx") as file:
             ir.save(ir.Model(graph, ir_version=ir_version), file.name)
-            return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def refuse_quantised(nodes: Iterable[ir.Node], *, name: str = "the graph") -> None:

@@ -16,7 +16,7 @@ from emoexport.engines.machine import describe_machine
 from emoexport.errors import BadCheckpoint, UsageError
 from emoexport.evaluation import Comparison, EvaluatedMember, EvaluationReport, assess, compare, outcomes_of_steps
 from emoexport.evaluation_tables import evaluation_markdown
-from emoexport.files import write_bytes, write_text
+from emoexport.files import write_bytes, write_text, writing
 from emoexport.labels import EMOTIONS
 from emoexport.outcome import Outcome
 from emoexport.plots import evaluation_plots
@@ -229,6 +229,7 @@ def evaluate(
     Raises:
         UsageError: if a split or an option makes no sense for an ensemble, or the two do not read the same faces.
         BadData: if the faces cannot be read.
+        Busy: if another command is writing there.
     """
     out = out or ensemble.home / "reports"
     if out.exists() and not out.is_dir():
@@ -281,10 +282,11 @@ def evaluate(
         against=comparison,
         machine=describe_machine(),
     )
-    write_text(out / "evaluation.json", report.to_json())
-    write_text(out / "evaluation.md", evaluation_markdown(report))
-    for name, picture in evaluation_plots(report).items():
-        write_bytes(out / name, picture)
+    with writing(out):
+        write_text(out / "evaluation.json", report.to_json())
+        write_text(out / "evaluation.md", evaluation_markdown(report))
+        for name, picture in evaluation_plots(report).items():
+            write_bytes(out / name, picture)
     return report, out
 
 

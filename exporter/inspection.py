@@ -8,7 +8,7 @@ from rich.console import Console
 from emoexport.audit_tables import audit_markdown
 from emoexport.clock import timestamp
 from emoexport.errors import BadCheckpoint, UsageError
-from emoexport.files import write_text
+from emoexport.files import write_text, writing
 from emoexport.leakage import AuditReport, RunAccuracy, judge_rows
 from emoexport.progress import progress_bar
 from emoexport.reference import Reference
@@ -83,8 +83,9 @@ def audit(
         seconds=round(seconds, 1),
     )
     if out is not None:
-        write_text(out / "audit.json", report.to_json())
-        write_text(out / "audit.md", audit_markdown(report))
+        with writing(out):
+            write_text(out / "audit.json", report.to_json())
+            write_text(out / "audit.md", audit_markdown(report))
     return report
 
 

@@ -49,7 +49,7 @@ def _onnxruntime(files: Sequence[Path], threads: int | None) -> tuple[str, list[
     options.intra_op_num_threads = threads or 0
 
     def session(file: Path) -> Session:
-        opened: Any = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        opened: Any = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         name = opened.get_inputs()[0].name
         return lambda pictures: opened.run(None, {name: pictures})[0]
 

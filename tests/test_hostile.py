@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from bundle_mutations import reseal, spoil
+from PIL import Image
 from rich.console import Console
 from targets import TARGETS, seeds_of
 
@@ -562,6 +564,20 @@ def test_a_graph_of_other_emotions_is_not_used(spoiled):
     edit(spoiled, fewer)
     with pytest.raises(BadBundle, match="answers no probabilities of 6 emotions"):
         emoexport.load(spoiled, engine="onnxruntime", precision="fp32")
+
+
+def test_a_graph_that_onnx_runtime_cannot_open_leaves_standard_output_alone(spoiled, call, monkeypatch, tmp_path):
+    """By itself it prints there that it tries again, among the lines of JSON of predict."""
+
+    def refuse(self: object, *_: object) -> None:
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", refuse)
+    Image.new("L", (32, 32)).save(tmp_path / "face.png")
+    asked = ("--engine", "onnxruntime", "--precision", "fp32", "--format", "jsonl")
+    code, out, err = call("predict", tmp_path / "face.png", "--bundle", spoiled, *asked)
+    assert (code, out) == (4, "")
+    assert "no memory is left" in err
 
 
 def test_a_graph_of_unknown_types_is_a_sentence(spoiled, call):

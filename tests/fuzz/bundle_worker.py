@@ -175,6 +175,8 @@ def fresh(folder: Path) -> Iterator[Path]:
 
 
 def main() -> None:
+    tells = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # runtimes print there too
     folder = Path(sys.argv[1])
     os.chdir(folder)
     faces, _ = synthetic_faces(3, size=32, seed=5)
@@ -190,14 +192,14 @@ def main() -> None:
         inspected("report", bundle)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"ready": True}), file=tells)
     for line in sys.stdin:
         told: dict[str, Any] = {"number": int(line)}
         with fresh(folder) as place:
             try:
                 damage = spoil(place / "bundle", int(line))
                 told |= damage._asdict()
-                print(json.dumps(told), flush=True)
+                print(json.dumps(told), file=tells)
                 before, started = listing(place), time.monotonic()
                 watch = Watch(place / "outside")
                 try:
@@ -216,7 +218,7 @@ def main() -> None:
                 told["end"] = "wrong"
                 told["why"] = f"{type(err).__name__}: {err}"[:600]
                 told["trace"] = traceback.format_exc()[-1500:]
-        print(json.dumps(told), flush=True)
+        print(json.dumps(told), file=tells)
 
 
 if __name__ == "__main__":
