@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino.frontend import FrontEndManager
 
 from emoexport.engines.base import GraphEngine, milliseconds_of
 from emoexport.engines.cache import kept_in
@@ -34,6 +35,20 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
+def _read(graph: Path) -> ov.Model:
+    """An ONNX graph as that and nothing else.
+
+    By itself OpenVINO takes a file for any format that it knows, among them one whose weights are in a file beside it.
+    """
+    frontend = _onnx()
+    return frontend.convert(frontend.load(str(graph)))
+
+
+@functools.cache
+def _onnx() -> Any:
+    return FrontEndManager().load_by_framework("onnx")
+
+
 class OpenVinoEngine(GraphEngine):
     """The CPU plug-in, told to compute in FP32 whatever the graph leaves in floating point.
 
@@ -53,14 +68,14 @@ class OpenVinoEngine(GraphEngine):
                 sized = {size: self._compile_for(size, graph, options) for size in self._sizes}
                 self._compiled = sized[max(sized)]
             else:
-                sized, self._compiled = {}, _core().compile_model(str(graph), "CPU", options)
+                sized, self._compiled = {}, _core().compile_model(_read(graph), "CPU", options)
         self._sized = {size: compiled.create_infer_request() for size, compiled in sized.items()}
         streams = 0 if sized else self._compiled.get_property("NUM_STREAMS")
         self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
 
     def _compile_for(self, size: int, graph: Path, options: dict[str, str]) -> Any:
         """The graph for calls of so many faces, each with all cores: small ones gain nothing from streams."""
-        model = _core().read_model(str(graph))
+        model = _read(graph)
         model.reshape([size, *self.face_shape])
         return _core().compile_model(model, "CPU", options | {"PERFORMANCE_HINT": OpenVinoEngine.hint})
 

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from emoexport.errors import BadBundle
 from emoexport.files import lies_inside, read_text, sha256_of_graph, write_text
+from emoexport.precision import PRECISIONS
 
 __all__ = ["PASSPORT", "Passport", "is_of_its_types", "passport_of", "passports_in", "read_engine", "rebuild_command"]
 
@@ -122,9 +123,19 @@ class Passport:
             passport = cls(**found)
         except TypeError:  # as intact as it was, and of another version
             passport = None
-        if passport is None or not is_of_its_types(passport):
+        if passport is None or not is_of_its_types(passport) or not passport.makes_sense(engine):
             raise BadBundle(f"{path} has other fields than this version of emoexport writes.", hint=hint)
         return passport
+
+    def makes_sense(self, engine: Path) -> bool:
+        """Whether it can be of this engine: its numbers are of a known type, its faces in a call are in order."""
+        is_built = engine.with_name(f"{engine.stem}.engine").exists()
+        return (
+            self.precision in PRECISIONS
+            and bool(self.profiles)
+            and all(len(profile) == 3 and 1 <= profile[0] <= profile[1] <= profile[2] for profile in self.profiles)
+            and (not is_built or self.versions.get(self.backend, "")[:1].isdecimal())
+        )
 
     def is_of(self, graph: Path) -> bool:
         """Whether the engine was built from this graph as it is now."""

@@ -67,7 +67,7 @@ class Bundle:
             )
         manifest = Manifest.parse_json(path / MANIFEST_FILE, inside=path, error=BadBundle)
         again = _command(path, manifest)
-        if not _run_of(path, manifest).is_dir():
+        if not os.path.isdir(_run_of(path, manifest)):  # noqa: PTH112 (it may lie where others may not look)
             again = "copy it anew from where it was built"
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
@@ -97,8 +97,8 @@ class Bundle:
                 raise BadBundle(
                     f"{self.path} was replaced or removed since it was opened.", hint="the same command again"
                 )
-            sweep_below(self.path)
             self._refuse_ways_out()
+            sweep_below(self.path)
             yield
 
     def _refuse_ways_out(self) -> None:

@@ -11,10 +11,12 @@ from emoexport.cascade_certificate import CascadeCertificate
 from emoexport.cascade_stages import Calls
 from emoexport.comparison import Comparison
 from emoexport.config import Record, SealedRecord
+from emoexport.engines import BACKENDS
 from emoexport.engines.timing import Ratio
 from emoexport.errors import BadBundle
 from emoexport.external_data import require_own_weights
 from emoexport.manifest import FileEntry
+from emoexport.precision import PRECISIONS
 from emoexport.table_format import with_interval
 from emoexport.verdict import Judgement, Limits, Verdict, judge_counts
 
@@ -175,7 +177,7 @@ def record_of(bundle: Bundle, name: str) -> CascadeRecord:
         name: as `cascades_in` has it.
 
     Raises:
-        BadBundle: if it is not there, was changed, or is of another bundle.
+        BadBundle: if it is not there, was changed, is of another bundle, or of what runs no cascades.
     """
     folder = bundle.path / CASCADES / name
     again = f"emoexport cascade {bundle.path}"
@@ -187,6 +189,13 @@ def record_of(bundle: Bundle, name: str) -> CascadeRecord:
         raise BadBundle(f"{folder / CASCADE_FILE} was changed after it was written.", hint=again)
     if record.bundle_digest != bundle.manifest.digest:
         raise BadBundle(f"{folder} is a cascade of another bundle than {bundle.path} is now.", hint=again)
+    backend = BACKENDS.get(record.backend)
+    if backend is None or backend.built_from == "fold" or record.precision not in PRECISIONS:
+        engine = f"{record.backend}-{record.precision}"
+        raise BadBundle(f"{folder / CASCADE_FILE} is of {engine}, which runs no cascades.", hint=again)
+    kind = ".engine" if backend.built_from else ".onnx"
+    if others := [file for file in record.graphs if not file.endswith(kind)]:
+        raise BadBundle(f"{folder / CASCADE_FILE} opens '{others[0]}'; needed are files ending in {kind}.", hint=again)
     if missing := [file for file in record.graphs if file not in record.files]:
         raise BadBundle(f"{folder / CASCADE_FILE} lists no hash for {missing[0]}.", hint=again)
     return record
@@ -202,6 +211,6 @@ def read_cascade(bundle: Bundle, name: str) -> CascadeRecord:
     again = f"emoexport cascade {bundle.path}"
     check_files(folder, record.files, inside=bundle.path, hint=again)
     for graph in record.graphs:
-        if not graph.endswith(".engine"):
+        if graph.endswith(".onnx"):
             require_own_weights(folder / graph, listed=f"{graph}.data" in record.files)
     return record

@@ -21,6 +21,7 @@ from emoexport.engines.machine import describe_machine, versions_of
 from emoexport.engines.passport import Passport
 from emoexport.engines.timing import interleave, latency_of
 from emoexport.errors import BadData, UsageError
+from emoexport.files import changed_directory
 from emoexport.measurement import first_line
 from emoexport.metamorphic import check_relations
 from emoexport.opening import graphs_of, noted, open_engines, origin_of, sizes_of, where_it_runs
@@ -174,12 +175,16 @@ def judge_again(answers: Path, limits: Limits, bundle: Bundle | None = None) -> 
 
 
 def _report(bundle: Bundle, saved: SavedAnswers, limits: Limits, *, keep: bool = False) -> ParityReport:
-    """Judge, and write the report, with the answers if they are to be kept, and then each engine's certificate."""
+    """Judge, and write the certificates of all engines, then the report, with the answers if they are to be kept.
+
+    Certificates are what others go by: if the process is killed between the two, the report is the older one.
+    """
     report = saved.judged(limits)
     write = (lambda reports: saved.write(reports / Path(ANSWERS).name)) if keep else None
+    with changed_directory(bundle.path / "engines") as engines:
+        for engine in report.engines:
+            _certify(bundle, report, engine, engines)
     bundle.write_report("parity", report, parity_markdown(report), write=write)
-    for engine in report.engines:
-        _certify(bundle, report, engine)
     return report
 
 
@@ -247,12 +252,12 @@ def _is_symmetric(bundle: Bundle) -> bool:
     return Counter(voting) == Counter((*one, not mirrored) for *one, mirrored in voting)
 
 
-def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None:
-    """Put the verdict into the passport; an engine that a runtime makes of the graph each time gets one for that.
+def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport, engines: Path) -> None:
+    """Put the verdict into the passport in a folder; what a runtime makes of a graph each time gets one for that.
 
     An engine that was built again since it was judged keeps the passport that it has now.
     """
-    file = bundle.path / "engines" / engine.engine
+    file = engines / engine.engine
     is_built = BACKENDS[_backend_of(engine)].built_from == "graph"
     passport = Passport.read(file) if is_built else _passport_for(bundle, report, engine)
     if passport.sha256 != engine.sha256:
@@ -275,7 +280,6 @@ def _certify(bundle: Bundle, report: ParityReport, engine: EngineReport) -> None
         disagreement_bound_pct=round(100 * max((evidence.disagreement_bound for evidence in found), default=1.0), 4),
         multiplies_in=engine.time_share,
     )
-    file.parent.mkdir(exist_ok=True)
     dataclasses.replace(passport, certificate=dataclasses.asdict(certificate)).write(file)
 
 

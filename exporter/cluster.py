@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from emoexport import errors
 from emoexport.engines.machine import usable_cores
-from emoexport.errors import BadInput, EmoexportError, MissingRuntime, UsageError
+from emoexport.errors import BadBundle, BadInput, EmoexportError, MissingRuntime, UsageError
 from emoexport.runtime import load
 from emoexport.score_record import ScoreRecord, require_begun
 from emoexport.shard_scoring import Tally, score_shard, tally_of, write_part
@@ -227,6 +227,8 @@ class _Worker:
         self._session = load(bundle, **settings)
         self._source, self._out = source, Storage(out)
         self._record = ScoreRecord.model_validate_json(record)
+        if self._session.manifest.digest != self._record.bundle_digest:
+            raise BadBundle(f"{bundle} was replaced since the work was planned.", hint="the same command again")
         context = import_ray().get_runtime_context()
         self._replaced = f"{context.get_node_id()} {os.getpid()}" if context.was_current_actor_reconstructed else ""
 

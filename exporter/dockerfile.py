@@ -4,10 +4,12 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from emoexport.engines import BACKENDS
-from emoexport.engines.passport import passport_of
+from emoexport.engines.passport import Passport
+from emoexport.errors import BadBundle
 from emoexport.files import new_directory, write_text
 from emoexport.manifest import MANIFEST_FILE, Manifest
 from emoexport.packaging import RECORD, Packed, Target, render, write_record
@@ -105,12 +107,12 @@ def _copy_bundle(packed: Packed, target: Path) -> None:
     files = [*manifest.files]
     if packed.passport is not None:
         files.append(packed.file.relative_to(source).as_posix())
-    passport = passport_of(source / "engines" / packed.name)
-    if passport.is_file():
-        files.append(passport.relative_to(source).as_posix())
     for name in files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
+    with suppress(BadBundle):  # there is none, or it tells nothing
+        engine = Path("engines", packed.name)
+        Passport.read(source / engine).write(target / engine)
     write_text(target / MANIFEST_FILE, manifest.to_json())
 
 

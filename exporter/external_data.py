@@ -7,6 +7,7 @@ Source: onnx.proto, and "Message Structure" in the encoding of Protocol Buffers.
 """
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +41,10 @@ def require_own_weights(graph: Path, *, listed: bool) -> None:
         listed: whether the record that the graph is of has that file, `<graph>.data`.
 
     Raises:
-        BadBundle: if it names another file, or is no ONNX graph.
+        BadBundle: if it names another file, or may and is no ONNX graph; or if that file is there and not listed.
     """
-    own = {f"{graph.name}.data"} if listed else set()
+    weights = graph.with_name(f"{graph.name}.data")
+    own = {weights.name} if listed else set()
     try:
         others = sorted(places_of_weights(graph) - own)
     except ValueError as err:
@@ -51,6 +53,8 @@ def require_own_weights(graph: Path, *, listed: bool) -> None:
         raise BadBundle(
             f"{graph} has its weights in '{others[0]}'; they may be in {graph.name}.data alone, if that is listed."
         )
+    if not listed and os.path.lexists(weights):
+        raise BadBundle(f"{weights} is listed nowhere.", hint="remove it")
 
 
 def places_of_weights(graph: Path) -> set[str]:

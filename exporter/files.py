@@ -176,7 +176,7 @@ def changed_directory(target: Path) -> Iterator[Path]:
     target = target.resolve()
     with room_for(target), temporary_directory(target) as copy:
         if target.is_dir():
-            shutil.copytree(target, copy, copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(target, copy, symlinks=True, copy_function=_link, dirs_exist_ok=True)
         yield copy
         copy.chmod(0o755)
         _replace_directory(copy, target)

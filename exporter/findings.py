@@ -12,7 +12,7 @@ from emoexport.bundle import Bundle
 from emoexport.calib.tuning import Tuning
 from emoexport.certification import ANSWERS
 from emoexport.engines.passport import passports_in
-from emoexport.errors import BadInput, UsageError
+from emoexport.errors import BadData, BadInput, UsageError
 from emoexport.files import lies_inside, read_text
 from emoexport.page import Missing
 from emoexport.parity import ParityReport
@@ -158,7 +158,7 @@ def _training(bundle: Bundle, run: Path | None) -> Training | Missing:
     elsewhere = "The training run is not at hand."
     try:
         return _curves(bundle, bundle.run())
-    except (BadInput, UsageError):
+    except (BadInput, UsageError, OSError):  # it may lie where others may not look
         return Missing(sentence=elsewhere, command=_command(bundle, "report", "--run", "runs/x"))
 
 
@@ -175,7 +175,7 @@ def _curves(bundle: Bundle, run: Path) -> Training | Missing:
 def _course(run: Path, record: RunRecord, members: Sequence[MemberRecord]) -> Training | Missing:
     try:
         epochs = read_history(run / History.FILE)
-    except (OSError, ValueError, TypeError):
+    except BadData:
         epochs = []
     if not epochs or any(name not in epoch for epoch in epochs for name in _CURVES):
         return Missing(sentence=f"The training run has no {History.FILE} that can be read.")

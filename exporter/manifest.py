@@ -76,7 +76,7 @@ class LayoutEntry(Record):
 class GraphEntry(Record):
     """A graph of the bundle."""
 
-    file: str
+    file: str = Field(pattern=r"\.onnx$")
     opset: int
     operators: dict[str, int]
     kept: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -92,7 +92,7 @@ class PackageEntry(Record):
     precision: str
     torch: str
     """The version that compiled it, which alone loads it."""
-    instruction_sets: tuple[str, ...]
+    instruction_sets: tuple[str, ...] = Field(min_length=1)
     """Of the processor, as `engines.machine.instruction_sets` names them."""
     seconds: float
     """How long it took."""

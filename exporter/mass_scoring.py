@@ -13,6 +13,7 @@ from emoexport.bundle import Bundle
 from emoexport.cascade_record import is_cascade
 from emoexport.cluster import Division, Work, call_there, connect, divide, score_on
 from emoexport.engines import BACKENDS
+from emoexport.errors import BadBundle
 from emoexport.precision import PRECISIONS
 from emoexport.progress import progress_bar
 from emoexport.runtime import load
@@ -49,6 +50,7 @@ class Wish:
 class _Opened(NamedTuple):
     """What a session says of itself."""
 
+    bundle_digest: str
     engine: str
     device: str
     batch: int
@@ -84,6 +86,8 @@ def score_all(wish: Wish, console: Console) -> ScoreSummary:
             console.print(f"connecting to Ray at {wish.address} ...")
         machines = stack.enter_context(connect(wish.address)) if wish.address else []
         opened = _look_on(machines, str(bundle.path.resolve()), settings)
+        if opened.bundle_digest != bundle.manifest.digest:
+            raise BadBundle(f"{wish.bundle} was replaced since it was opened.", hint="the same command again")
         for text, style in ((f"{wish.bundle}, {opened.why}", ""), *((note, "yellow") for note in opened.notes)):
             console.print(text, style=style)
         record = begin(out, _record(wish, bundle, plan, opened), force=wish.force)
@@ -150,7 +154,9 @@ def _look_on(machines: Sequence[Mapping[str, float]], bundle: str, settings: Map
 def _look(bundle: str, settings: Mapping[str, Any]) -> _Opened:
     """Open the engine, and say what it is."""
     with load(bundle, **settings) as session:
-        return _Opened(session.engine, session.device, session.batch, session.why, session.notes)
+        return _Opened(
+            session.manifest.digest, session.engine, session.device, session.batch, session.why, session.notes
+        )
 
 
 def _record(wish: Wish, bundle: Bundle, plan: Plan, opened: _Opened) -> ScoreRecord:

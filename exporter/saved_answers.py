@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = ["SavedAnswers"]
 
 _REFERENCE = "reference"
 """What an archive calls it; engines have a dash in their names."""
+_MOST_BYTES = 2**31
+"""Of all arrays; a million faces and twenty engines have a thousand millions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ class SavedAnswers:
         """
         hint = "emoexport verify writes reports/answers.npz"
         try:
+            _require_few_bytes(path)
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             if "sha256" in arrays and str(arrays["sha256"]) != _digest_of(arrays):
@@ -97,6 +101,14 @@ class SavedAnswers:
         )
         if not is_whole:
             raise BadData(f"{path} holds other arrays than of {faces:,} faces and {emotions} emotions.")
+
+
+def _require_few_bytes(path: Path) -> None:
+    """Before any is unpacked: a small file can hold as many zeros as fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
+    if total > _MOST_BYTES:
+        raise BadData(f"{path} would have {total:,} bytes unpacked; the limit is {_MOST_BYTES:,}.")
 
 
 def _digest_of(arrays: Mapping[str, NDArray[np.generic]]) -> str:

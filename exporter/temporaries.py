@@ -79,7 +79,7 @@ def _names_in(folder: Path) -> list[str]:
 def _name_of(name: str) -> str:
     """Of what a temporary thing was to become; nothing if it is none."""
     found = _OURS.fullmatch(name)
-    return found["name"] if found else ""
+    return found["name"] if found and found["name"] not in (".", "..") else ""
 
 
 @contextmanager

@@ -401,6 +401,25 @@ def test_cascades_whose_record_was_made_to_fit_are_not_used_either(made, tmp_pat
         read_cascade(copy, record.engine)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"backend": "foo"}, "runs no cascades"), ({"backend": "inductor"}, "runs no cascades"), ({}, "needed are files")],
+    ids=str,
+)
+def test_a_cascade_opens_graphs_alone(made, tmp_path, change, said):
+    """A package of machine code among them would be run."""
+    bundle, record = made
+    shutil.copytree(bundle.path, tmp_path / "b")
+    copy, graphs = dataclasses.replace(bundle, path=tmp_path / "b"), ("x.pt2", *record.graphs[1:])
+    named = record.model_copy(update={"graphs": graphs, **change})
+    folder = tmp_path / "b" / "cascades" / named.engine
+    if change:
+        (folder.parent / record.engine).rename(folder)
+    resealed(folder, graphs=graphs, **change)
+    with pytest.raises(BadBundle, match=said):
+        read_cascade(copy, named.engine)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("goal", [("--exact",), ("--max-drop", 20), ("--max-disagreement", 0.1)])
 def test_the_command_makes_and_shows_a_cascade(made, bundle, call, monkeypatch, goal):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from bundle_mutations import reseal, spoil
 from PIL import Image
@@ -31,7 +32,7 @@ from emoexport.engines.certificate import Certificate
 from emoexport.engines.passport import Passport, passports_in
 from emoexport.errors import BadBundle, BadInput, EmoexportError, EngineFailed, UsageError
 from emoexport.external_data import WITHIN, places_of_weights, require_own_weights
-from emoexport.files import read_text
+from emoexport.files import read_text, sha256_of
 from emoexport.manifest import Manifest
 from emoexport.outcome import Outcome
 from emoexport.summary import summarize
@@ -92,14 +93,27 @@ def test_what_is_changed_without_the_seal_is_refused(least, tmp_path):
 
 @pytest.fixture(scope="module")
 def everything(least, bundle, tmp_path_factory) -> Path:
-    """A folder with a bundle that has passports, reports and a cascade too."""
+    """A folder with a bundle that has passports, an engine that was built, reports and a cascade too."""
     folder, quiet = tmp_path_factory.mktemp("everything"), Console(quiet=True)
     opened = Bundle.open(Path(shutil.copytree(least, folder / "bundle")))
     cascading.make_cascade(
         opened, Claim.of_goals(10.0, None), engine="onnxruntime", precision="fp32", rounds=5, console=quiet
     )
     certification.verify(opened, engines=["onnxruntime"], batches=[1], limit=70, console=quiet)
+    built_engine(opened.path)
     return folder
+
+
+def built_engine(bundle: Path, **changes: Any) -> Path:
+    """A file with a passport that says that it was built by TensorRT."""
+    engine = bundle / "engines" / "tensorrt-fp32.engine"
+    engine.parent.mkdir(exist_ok=True)
+    engine.write_bytes(b"x")
+    fields = dict.fromkeys(("created", "graph_sha256"), "") | {"file": engine.name, "graph": "model.fp32.onnx"}
+    fields |= {"sha256": sha256_of(engine), "bytes": 1, "seconds": 0.5, "backend": "tensorrt", "precision": "fp32"}
+    fields |= {"versions": {"tensorrt": "10.1"}, "device": {}, "profiles": [[1, 2, 4]], "settings": {}, "network": {}}
+    Passport(**fields | changes).write(engine)
+    return engine
 
 
 def survey(folder: Path, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -253,12 +267,40 @@ def test_nothing_is_written_where_a_link_leads_out(command, name, spoiled, call)
     assert {path: path.read_bytes() for path in spoiled.parent.rglob("*") if path.is_file()} == before
 
 
+def test_odd_names_in_a_bundle_are_left_alone(spoiled, call):
+    """One that looks like a leftover of nothing, and links in circles."""
+    (spoiled / "...abcdefgh.emoexport").mkdir()
+    (spoiled / "reports").mkdir()
+    for name in ("round", "again"):
+        (spoiled / "reports" / name).symlink_to(".")
+    code, _, err = call("report", spoiled)
+    assert code == 0, err
+    assert (spoiled / "reports" / "report.html").exists()
+    assert (spoiled / "reports" / "round").is_symlink()
+    assert (spoiled / "...abcdefgh.emoexport").exists()
+
+
 def test_a_link_that_stays_in_its_bundle_is_written_through(spoiled, call):
     (spoiled / "kept").mkdir()
     (spoiled / "reports").symlink_to("kept")
     code, _, err = call("report", spoiled)
     assert code == 0, err
     assert "<html" in (spoiled / "kept" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "fp7"}, {"profiles": []}, {"profiles": [[4, 2, 1]]}, {"profiles": [[1]]}, {"versions": {}}],
+    ids=str,
+)
+def test_a_passport_of_an_engine_that_cannot_be(change, spoiled, call):
+    built_engine(spoiled)
+    assert call("inspect", spoiled)[0] == 0
+    built_engine(spoiled, **change)
+    for command in (["inspect"], ["package", "--engine", "tensorrt", "--triton", spoiled.parent / "out"]):
+        code, _, err = call(*command, spoiled)
+        assert code == 4, err
+        assert "error: " in err
 
 
 def test_text_is_bounded(tmp_path):
@@ -303,8 +345,9 @@ def test_a_certificate_whose_fields_make_no_sense_is_none(change, spoiled):
         disagreement_bound_pct=0.1,
         multiplies_in={},
     )
-    fields = dict.fromkeys(("file", "sha256", "backend", "precision", "graph", "graph_sha256", "created"), "")
-    fields |= {"bytes": 0, "seconds": 0.0, "versions": {}, "device": {}, "profiles": [], "settings": {}, "network": {}}
+    fields = dict.fromkeys(("file", "sha256", "backend", "graph", "graph_sha256", "created"), "")
+    fields |= {"bytes": 0, "seconds": 0.0, "versions": {}, "device": {}, "settings": {}, "network": {}}
+    fields |= {"precision": "fp32", "profiles": [[1, 1, 1]]}
     (spoiled / "engines").mkdir()
     for certificate in (dataclasses.asdict(good), dataclasses.asdict(good) | change):
         Passport(**fields, certificate=certificate).write(spoiled / "engines" / "onnxruntime-fp32")
@@ -489,6 +532,44 @@ def test_weights_that_are_not_where_they_are_said_to_be(told, engine, spoiled):
     reseal(spoiled, "model.fp32.onnx.data")
     with pytest.raises(BadBundle, match="cannot load"):
         emoexport.load(spoiled, engine=engine, precision="fp32")
+
+
+def secret_beside(spoiled: Path, name: str) -> Path:
+    """A link beside a file of the bundle to one that is none of its business."""
+    secret = spoiled.parent / "outside" / "secret"
+    secret.write_bytes(np.ones((1, 4), np.float32).tobytes())
+    (spoiled / name).parent.mkdir(exist_ok=True)
+    (spoiled / name).symlink_to(secret)
+    return secret
+
+
+def test_weights_that_no_record_lists_are_not_there(spoiled):
+    secret_beside(spoiled, "model.fp32.onnx.data")
+    with pytest.raises(BadBundle, match=r"model\.fp32\.onnx\.data is listed nowhere"):
+        Bundle.open(spoiled)
+
+
+def test_a_package_takes_no_passport_from_outside(spoiled, call, tmp_path):
+    secret = secret_beside(spoiled, "engines/onnxruntime-fp32.passport.json")
+    out = tmp_path / "image"
+    code, _, err = call("package", spoiled, "--docker", out, "--engine", "onnxruntime", "--precision", "fp32")
+    assert code == 0, err
+    assert secret.read_bytes() not in [path.read_bytes() for path in out.rglob("*") if path.is_file()]
+
+
+def test_openvino_takes_a_graph_for_onnx_and_nothing_else(spoiled):
+    """Its own format has its weights beside it, where no record lists them."""
+    faces = openvino.opset13.parameter([1, 4], np.float32)
+    ones = openvino.opset13.constant(np.zeros((1, 4), np.float32))
+    model = openvino.Model([openvino.opset13.add(faces, ones)], [faces])
+    openvino.save_model(model, spoiled / "x.xml", compress_to_fp16=False)
+    (spoiled / "x.xml").replace(spoiled / "model.fp32.onnx")
+    (spoiled / "x.bin").unlink()
+    secret_beside(spoiled, "model.fp32.bin")
+    reseal(spoiled, "model.fp32.onnx")
+    assert openvino.Core().read_model(spoiled / "model.fp32.onnx").get_results()  # so it does by itself
+    with pytest.raises(BadBundle, match="cannot load"):
+        emoexport.load(spoiled, engine="openvino", precision="fp32")
 
 
 def test_all_places_where_onnx_keeps_weights_are_known():

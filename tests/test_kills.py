@@ -22,6 +22,7 @@ from emoexport import bundle as bundle_module
 from emoexport import runtime
 from emoexport.bundle import Bundle
 from emoexport.cascade_record import cascades_in, read_cascade
+from emoexport.engines.certificate import read_certificate
 from emoexport.engines.passport import Passport, passport_of, read_engine
 from emoexport.files import new_directory, sha256_of, unfinished_directory
 from emoexport.manifest import FileEntry
@@ -79,7 +80,8 @@ def moments(usual: float, found: Counter[str]) -> Iterator[tuple[float, bool, bo
         for trial in range(4):
             if kills(found) == number or trial == 0:
                 place = number % CHAIN
-                yield usual * (part + random.random()) / KILLS, place == 0 and trial == 0, place == CHAIN - 1
+                is_last = place == CHAIN - 1 or number == KILLS - 1
+                yield usual * (part + random.random()) / KILLS, place == 0 and trial == 0, is_last
 
 
 def kills(found: Counter[str]) -> int:
@@ -195,7 +197,7 @@ def test_score(commands, bundle, pictures, tmp_path):
     for share, is_first, is_last in moments(1, found):
         if is_first or len(list(out.glob("part-*"))) == FACES // 2:
             shutil.rmtree(out, ignore_errors=True)
-        begin = sign if kills(found) % 2 else ""  # starting takes longer than scoring
+        begin = "" if kills(found) % 2 else sign  # starting takes longer than scoring
         code, _ = commands.run(*asked, seconds=share * took[begin], sign=begin)
         parts = sorted(path.name for path in out.glob("part-*")) if out.exists() else []
         assert all(read_tally(Storage(str(out)), part).faces == 2 for part in parts)
@@ -261,6 +263,9 @@ def test_verify(commands, bundle, copied):
         created: str = json.loads((reports / "parity.json").read_text())["created"]
         assert SavedAnswers.read(reports / "answers.npz").facts.created == created
         assert (reports / "parity.md").read_text()
+        certificate = read_certificate(copied, "onnxruntime-fp32")
+        assert certificate is not None
+        assert certificate.created >= created
         return created
 
     few = ("--engine", "onnxruntime", "--precision", "fp32", "--limit", 20, "--rounds", 1, "--batch", 4)

@@ -192,14 +192,17 @@ def test_saved_answers_are_judged_again_by_other_limits(verified, call, tmp_path
     assert json.loads((copy / "reports/parity.json").read_text())["limits"]["max_drop_points"] == 0.5
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "other", "text", "uneven", "fields", "edited"])
-def test_what_is_no_saved_answer(verified, tmp_path, how):
+@pytest.mark.parametrize("how", ["missing", "cut", "other", "text", "uneven", "fields", "edited", "bomb"])
+def test_what_is_no_saved_answer(verified, tmp_path, how, monkeypatch):
     content = (verified[0].path / certification.ANSWERS).read_bytes()
     path = tmp_path / "answers.npz"
     if how == "cut":
         path.write_bytes(content[: len(content) // 2])
     elif how == "text":
         path.write_text("no archive")
+    elif how == "bomb":
+        path.write_bytes(content)
+        monkeypatch.setattr("emoexport.saved_answers._MOST_BYTES", 10_000)
     elif how == "other":
         np.savez(path, faces=np.zeros(3))
     elif how in ("uneven", "fields", "edited"):

@@ -470,7 +470,7 @@ def with_certificates(bundle: Bundle, target: Path, verdicts: dict[str, str], **
                 seconds=0.0,
                 versions={},
                 device={},
-                profiles=[],
+                profiles=[[1, 8, 8]],
                 settings={},
                 network={},
                 certificate=dataclasses.asdict(dataclasses.replace(certificate, **changes)),

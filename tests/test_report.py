@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -370,8 +371,15 @@ def test_the_run_must_be_that_of_the_bundle(tmp_path):
         find(bundle, write_run(tmp_path / "other", sha256="6" * 64))
     run = write_run(tmp_path / "moved")
     assert len(find(bundle, run).training.epochs) == 3
-    (run / "metrics.csv").write_text("epoch\n1\n")
-    assert "no metrics.csv that can be read" in find(bundle, run).training.sentence
+    (run / "metrics.csv").unlink()
+    for spoil in (
+        lambda file: file.write_text("epoch\n1\n"),
+        lambda file: file.write_text(f"epoch\n{'1' * 200_000}\n"),  # more than the csv module takes
+        lambda file: file.write_bytes(b"\xff"),
+        lambda file: (file.unlink(), os.mkfifo(file)),  # which would be waited for
+    ):
+        spoil(run / "metrics.csv")
+        assert "no metrics.csv that can be read" in find(bundle, run).training.sentence
 
 
 def test_the_template_goes_into_wheels():

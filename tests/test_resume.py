@@ -145,6 +145,16 @@ def test_an_unfinished_training_is_neither_lost_nor_mixed_up(config_file, tmp_pa
         )
 
 
+def test_what_is_left_of_a_removal_is_not_gone_on_with(config_file, tmp_path):
+    """Another training's checkpoint, without what that was begun with."""
+    kept = unfinished_directory(tmp_path / "run")
+    (kept / "checkpoints").mkdir(parents=True)
+    (kept / "checkpoints" / "last.ckpt").write_text("of another")
+    with pytest.raises(UsageError, match="no unfinished training"):
+        check_request(load_config(file=config_file), tmp_path / "run", resume=True)
+    assert not kept.exists()
+
+
 def test_there_is_nothing_to_resume(config_file, tmp_path):
     with pytest.raises(UsageError, match="no unfinished training"):
         check_request(load_config(file=config_file), tmp_path / "run", resume=True)

@@ -25,7 +25,7 @@ from pyarrow._fs import _MockFileSystem
 
 from emoexport import cluster, mass_scoring
 from emoexport.cluster import Division, divide
-from emoexport.errors import BadData, UsageError
+from emoexport.errors import BadBundle, BadData, UsageError
 from emoexport.images import decode_face
 from emoexport.labels import EMOTIONS
 from emoexport.prediction_formats import columns_of
@@ -327,12 +327,15 @@ def test_a_worker_that_outlives_its_command_spoils_no_later_scoring(bundle, fold
     monkeypatch.setattr(cluster, "import_ray", lambda: SimpleNamespace(get_runtime_context=lambda: context))
     planned, out = plan(folder), Storage(str(tmp_path / "preds"))
     first, second = ({"shard": [shard.model_dump_json()]} for shard in planned.shards[:2])
-    begin(out, RECORD, force=False)
+    mine = RECORD.model_copy(update={"bundle_digest": bundle.manifest.digest})
+    begin(out, mine, force=False)
     settings = {"engine": "onnxruntime", "precision": "fp32"}
-    worker = cluster._Worker(str(bundle.path), settings, planned.source, out.root, RECORD.to_json())
+    with pytest.raises(BadBundle, match="was replaced since the work was planned"):
+        cluster._Worker(str(bundle.path), settings, planned.source, out.root, RECORD.to_json())
+    worker = cluster._Worker(str(bundle.path), settings, planned.source, out.root, mine.to_json())
     assert worker(first)["error"] == [""]
     assert [path.name for path in (tmp_path / "preds").glob("part-*")] == [planned.shards[0].part]
-    begin(out, RECORD.model_copy(update={"engine": "onnxruntime-int8"}), force=True)
+    begin(out, mine.model_copy(update={"engine": "onnxruntime-int8"}), force=True)
     assert "another scoring was begun" in worker(second)["error"][0]
     assert [path.name for path in (tmp_path / "preds").iterdir()] == ["score.json"]
 

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from safetensors.torch import save_file
 
-from emoexport.files import write_text
+from emoexport.errors import BadData
+from emoexport.files import read_text, write_text
 from emoexport.train.config import TrainingConfig
 from emoexport.train.lightning_module import MemberTraining, metric_name
 from emoexport.train.standing import Candidate, podium
@@ -112,9 +113,16 @@ class History(Callback):
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, without the cells that are empty."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    """The rows of a `metrics.csv`, without the cells that are empty.
+
+    Raises:
+        BadData: if there is none, or it has anything but numbers.
+    """
+    text = io.StringIO(read_text(path, error=BadData), newline="")
+    try:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(text)]
+    except (csv.Error, ValueError, TypeError) as err:
+        raise BadData(f"{path} holds no numbers: {err}.") from err
 
 
 class EpochLines(Callback):

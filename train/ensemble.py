@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import shutil
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,11 +202,8 @@ def _tidied(out: Path) -> Path:
     unfinished = unfinished_directory(out)
     if (out / RUN_FILE).is_file() and (out / REQUEST_FILE).is_file():
         remove_leftovers(out)
-    if not (unfinished / REQUEST_FILE).is_file():
-        if (unfinished / RUN_FILE).is_file():  # the run that was replaced
-            shutil.rmtree(unfinished)
-        with suppress(OSError):  # not yet begun
-            unfinished.rmdir()
+    if not (unfinished / REQUEST_FILE).is_file():  # not yet begun, or the run that was replaced, or parts of one
+        shutil.rmtree(unfinished, ignore_errors=True)
     return unfinished
 
 

@@ -38,10 +38,9 @@ def begin(directory: Path, config: RunConfig, data: DataRecord, *, force: bool) 
     Raises:
         UsageError: if settings or faces differ; the first difference is named.
     """
-    if force:
-        shutil.rmtree(directory, ignore_errors=True)
     request = Request(config=config, data=data)
-    if not (directory / REQUEST_FILE).is_file():
+    if force or not (directory / REQUEST_FILE).is_file():  # what is there without one is of another training
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / REQUEST_FILE, request.to_json())
         return

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import openvino
 
 from emoexport.cascade_record import CascadeRecord
 from emoexport.manifest import Manifest
@@ -64,7 +65,7 @@ def spoil(bundle: Path, number: int, *, sealed: bool | None = None) -> Damage:
     )
     parts = [name for name in files if not name.startswith(("reports", "engines"))]
     file = rng.choice(["manifest.json", rng.choice(parts), rng.choice(parts), rng.choice(files)])
-    of_kind = [_ENTRY] if rng.random() < 0.1 else [_BYTES, _JSON] if file.endswith(".json") else [_BYTES]
+    of_kind = [_ENTRY] if rng.random() < 0.2 else [_BYTES, _JSON] if file.endswith(".json") else [_BYTES]
     of_kind += [_GRAPH] * 3 if file.endswith(".onnx") else []
     table = rng.choice(of_kind)
     how = rng.choice(sorted(table))
@@ -229,6 +230,37 @@ def _folder_link(_: random.Random, path: Path) -> str:
     return folder.name
 
 
+def _beside(rng: random.Random, path: Path) -> str:
+    """Something that no record lists, where something may look for it: a file, or a link to one outside."""
+    ends = (".data", ".bin", ".lock", ".passport.json", ".engine", "..abcdefgh.emoexport", ".x.abcdefgh.emoexport")
+    end = rng.choice(ends)
+    name = f"{path.name}{end}" if end in (".data", ".lock") else end if "emoexport" in end else f"{path.stem}{end}"
+    made = path.with_name(name)
+    made.unlink(missing_ok=True)
+    kind = rng.choice(["link", "file", "folder"])
+    if kind == "link":
+        made.symlink_to(_bundle_of(path).parent / "outside" / "secret.json")
+    elif kind == "file":
+        made.write_bytes(path.read_bytes())
+    else:
+        made.mkdir()
+    return f"{kind} {name}"
+
+
+def _circle(_: random.Random, path: Path) -> None:
+    """A folder that is in itself, by a link that stays in the bundle."""
+    (path.parent / "round").symlink_to(".")
+
+
+def _other_format(_: random.Random, path: Path) -> None:
+    """OpenVINO's own, whose weights stand beside it: outside, by a link."""
+    nothing = openvino.opset13.parameter([1, 4], np.float32)
+    openvino.save_model(openvino.Model([nothing], [nothing]), path.with_suffix(".xml"))
+    path.with_suffix(".xml").replace(path)
+    path.with_suffix(".bin").unlink()
+    path.with_suffix(".bin").symlink_to(_bundle_of(path).parent / "outside" / "weights.bin")
+
+
 _ENTRY: dict[str, Callable[[random.Random, Path], str | None]] = {
     "nothing": _nothing,
     "folder": _folder,
@@ -237,6 +269,9 @@ _ENTRY: dict[str, Callable[[random.Random, Path], str | None]] = {
     "link": _link,
     "folder link": _folder_link,
     "absurd size": _absurd_size,
+    "beside": _beside,
+    "circle": _circle,
+    "other format": _other_format,
 }
 
 

@@ -34,6 +34,8 @@ from emoexport.errors import EmoexportError
 from emoexport.outcome import Outcome
 from emoexport.train.synthetic import synthetic_faces
 
+SECRETS = {"secret.json": b'{"secret": 42}', "weights.bin": bytes(2**17)}
+"""By name, files outside of the bundle."""
 MEMORY = 3 * 2**30
 """Bytes that the process may take more than at its start, as by `ulimit -v`: a graph is a program, and may ask for
 any number of them."""
@@ -93,6 +95,18 @@ def same(found: Outcome | str, wanted: Outcome) -> bool:
     return isinstance(found, str) or all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+def pack(bundle: Path, secrets: set[bytes], rng: random.Random) -> None:
+    """Pack it at times: nothing of what lies outside may get into a package."""
+    out = bundle.parent / "out"
+    for kind in ("--triton", "--docker"):
+        if rng.random() < 0.15:
+            code, _ = inspected("package", bundle, kind, out, "--engine", "onnxruntime", "--precision", "fp32")
+            taken = [path for path in out.rglob("*") if path.is_file() and path.read_bytes() in secrets]
+            assert not taken, f"packed from outside: {taken}"
+            assert not code or not out.exists(), "half a package"
+            shutil.rmtree(out, ignore_errors=True)
+
+
 def judge(bundle: Path, damage: Damage, faces: np.ndarray, whole: dict[str, Any], rng: random.Random) -> str:
     """Look at a spoiled bundle from all sides; `refused`, `as before` or `other answers`."""
     ends: dict[str, Outcome | str] = {}
@@ -108,9 +122,12 @@ def judge(bundle: Path, damage: Damage, faces: np.ndarray, whole: dict[str, Any]
         ends["cascade"] = answers(bundle, faces, cascade=whole["name"])
     code, told = inspected("inspect", bundle, "--json")
     told = without_time(told)
+    if rng.random() < 0.3:
+        inspected("inspect", bundle)
     asks_for_page = {"reports": 1.0, "engines": 0.25, "cascades": 0.1}.get(damage.file.partition("/")[0], 0.0)
     if rng.random() < asks_for_page:  # which takes seconds
         inspected("report", bundle)
+    pack(bundle, whole["secrets"], rng)
     if damage.file in ("calibration.json", "manifest.json"):
         try:
             Calibration.parse_json(bundle / "calibration.json", inside=bundle)
@@ -130,12 +147,13 @@ def judge(bundle: Path, damage: Damage, faces: np.ndarray, whole: dict[str, Any]
 
 
 class Watch:
-    """What is opened in a folder, whoever opens it."""
+    """What is opened in a folder and below, whoever opens it."""
 
     def __init__(self, folder: Path) -> None:
         libc = ctypes.CDLL(None)
         self._handle = libc.inotify_init1(os.O_NONBLOCK)
-        libc.inotify_add_watch(self._handle, os.fsencode(folder), 0x20 | 0x1 | 0x2)  # open, access, modify
+        for one in [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]:
+            libc.inotify_add_watch(self._handle, os.fsencode(one), 0x20 | 0x1 | 0x2)  # open, access, modify
 
     def close(self) -> None:
         os.close(self._handle)
@@ -168,8 +186,8 @@ def fresh(folder: Path) -> Iterator[Path]:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder / "bundle", place / "bundle")
     (place / "outside").mkdir()
-    (place / "outside" / "secret.json").write_text('{"secret": 42}')
-    (place / "outside" / "weights.bin").write_bytes(bytes(2**17))
+    for name, content in SECRETS.items():
+        (place / "outside" / name).write_bytes(content)
     yield place
     shutil.rmtree(place, ignore_errors=True)
 
@@ -188,6 +206,7 @@ def main() -> None:
         }
         whole["name"] = cascades_in(bundle)[0]
         whole["cascade"] = answers(bundle, faces, cascade=whole["name"])
+        whole["secrets"] = {*SECRETS.values()}
         whole["files"] = {*Bundle.open(bundle).manifest.files, "manifest.json"}
         inspected("report", bundle)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

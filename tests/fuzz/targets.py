@@ -169,14 +169,15 @@ def _manifests() -> list[bytes]:
     }
     weighted = {**least, "members": [{**member, "weight": 2.0}, member], "choice": {"members": {"1": 2.0, "2": 1.0}}}
     passes = {**least, "choice": {"passes": {"1:identity": 1.0, "1:flip": 0.5}}}
-    file = {"x": {"sha256": "0" * 64, "bytes": 1}}
-    entry = {"fp32": {"file": "x", "opset": 20, "operators": {}}}
+    file = {"x.onnx": {"sha256": "0" * 64, "bytes": 1}}
+    entry = {"fp32": {"file": "x.onnx", "opset": 20, "operators": {}}}
     return [json.dumps(one).encode() for one in (least, weighted, passes, {**least, "files": file, "graphs": entry})]
 
 
 def _passports() -> list[bytes]:
     fields = dict.fromkeys(("file", "sha256", "backend", "precision", "graph", "graph_sha256", "created"), "")
     fields |= {"bytes": 1, "seconds": 0.5, "versions": {}, "device": {}, "profiles": [[1, 2, 3]], "settings": {}}
+    fields |= {"precision": "fp32"}
     fields |= {"network": {}}
     with tempfile.TemporaryDirectory() as folder:
         Passport(**fields).write(Path(folder) / "x")
