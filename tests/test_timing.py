@@ -53,6 +53,7 @@ def test_a_ratio_and_its_interval():
     assert ratio_of(slow, slow).value == 1
 
 
+@pytest.mark.slow
 def test_bench_measures_every_engine_and_the_reference(bundle, quiet, small_peak):
     report = benchmark.bench(bundle, batches=(1, 4), rounds=3, memory=False, console=quiet)
     names = {result.engine for result in report.results}

@@ -142,6 +142,7 @@ def tuned(bundle, tmp_path_factory, quiet) -> tuple[Path, Tuning]:
     return out, tuning.tune(bundle, out, **settings, console=quiet)
 
 
+@pytest.mark.slow
 def test_every_block_is_tried(tuned, bundle):
     out, found = tuned
     assert Tuning.parse_json(out / "tuning.json") == found
