@@ -169,7 +169,7 @@ def test_whatever_is_done_to_a_bundle_ends_in_a_sentence_or_an_answer(everything
         known = ("refused", "as before", "other answers", *(["ends the process, -11", "hangs"] if is_graph else []))
         if told["end"] not in known:
             wrong.append("\n".join(f"{name}: {value}" for name, value in told.items()))
-        ends[f"{told['end']}, {'sealed' if told['sealed'] else 'not sealed'}"] += 1
+        ends[f"{told['end']}, {'sealed' if told.get('sealed') else 'not sealed'}"] += 1
     print(dict(ends))
     assert not wrong, "\n\n".join(wrong)
     assert ends["other answers, not sealed"] == 0

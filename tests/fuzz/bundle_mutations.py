@@ -235,7 +235,7 @@ def _beside(rng: random.Random, path: Path) -> str:
     ends = (".data", ".bin", ".lock", ".passport.json", ".engine", "..abcdefgh.emoexport", ".x.abcdefgh.emoexport")
     end = rng.choice(ends)
     name = f"{path.name}{end}" if end in (".data", ".lock") else end if "emoexport" in end else f"{path.stem}{end}"
-    made = path.with_name(name)
+    made = path.with_name(name if name != path.name else f"{name}.data")
     made.unlink(missing_ok=True)
     kind = rng.choice(["link", "file", "folder"])
     if kind == "link":
