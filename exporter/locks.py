@@ -25,7 +25,8 @@ def lock(target: Path) -> Iterator[bool]:
 
     It is the file `.<name>.lock` beside the directory, which may be replaced or removed meanwhile; where nothing can be
     written beside it, and so nobody can replace it, `.lock` inside. The kernel takes it from a process that ends,
-    however it ends. Forked processes do not have it. A thread that has it may ask again.
+    however it ends. Forked processes do not have it. A thread that has it may ask again. Two users, of whom one alone
+    may write beside the directory, have a lock each: what both write in it stays whole, and the later one's counts.
 
     Args:
         target: the directory, with no links in its path; it need not exist.
