@@ -123,11 +123,11 @@ class Passport:
             passport = cls(**found)
         except TypeError:  # as intact as it was, and of another version
             passport = None
-        if passport is None or not is_of_its_types(passport) or not passport.makes_sense(engine):
+        if passport is None or not is_of_its_types(passport) or not passport._makes_sense(engine):
             raise BadBundle(f"{path} has other fields than this version of emoexport writes.", hint=hint)
         return passport
 
-    def makes_sense(self, engine: Path) -> bool:
+    def _makes_sense(self, engine: Path) -> bool:
         """Whether it can be of this engine: its numbers are of a known type, its faces in a call are in order."""
         is_built = engine.with_name(f"{engine.stem}.engine").exists()
         return (

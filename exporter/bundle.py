@@ -72,8 +72,8 @@ class Bundle:
         if not manifest.is_intact():
             raise BadBundle(f"{path / MANIFEST_FILE} was changed after it was written.", hint=again)
         check_files(path, manifest.files, inside=path, hint=again)
-        for named in sorted(manifest.named - {*manifest.files}):
-            raise BadBundle(f"{path}: the manifest lists no hash for {named}.", hint=again)
+        if unlisted := sorted(manifest.named - {*manifest.files}):
+            raise BadBundle(f"{path}: the manifest lists no hash for {unlisted[0]}.", hint=again)
         for graph in manifest.graphs.values():
             require_own_weights(path / graph.file, listed=f"{graph.file}.data" in manifest.files)
         return cls(path=path, manifest=manifest)

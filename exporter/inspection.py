@@ -55,6 +55,7 @@ def audit(
         BadData: if the faces cannot be read, or are too few to train and to validate on.
         BadCheckpoint: if the run cannot be rebuilt.
         UsageError: if a size is asked for that is not the run's, or there is no such split.
+        Busy: if another command is writing where the reports go.
     """
     vote = _vote_of(run, quick=quick) if run else None  # first, since reading and searching take a while
     data = _read(source, size=size, run=run, label_order=label_order, skip_bad=skip_bad)

@@ -95,13 +95,13 @@ def same(found: Outcome | str, wanted: Outcome) -> bool:
     return isinstance(found, str) or all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def pack(bundle: Path, secrets: set[bytes], rng: random.Random) -> None:
+def pack(bundle: Path, rng: random.Random) -> None:
     """Pack it at times: nothing of what lies outside may get into a package."""
     out = bundle.parent / "out"
     for kind in ("--triton", "--docker"):
         if rng.random() < 0.15:
             code, _ = inspected("package", bundle, kind, out, "--engine", "onnxruntime", "--precision", "fp32")
-            taken = [path for path in out.rglob("*") if path.is_file() and path.read_bytes() in secrets]
+            taken = [path for path in out.rglob("*") if path.is_file() and path.read_bytes() in SECRETS.values()]
             assert not taken, f"packed from outside: {taken}"
             assert not code or not out.exists(), "half a package"
             shutil.rmtree(out, ignore_errors=True)
@@ -127,7 +127,7 @@ def judge(bundle: Path, damage: Damage, faces: np.ndarray, whole: dict[str, Any]
     asks_for_page = {"reports": 1.0, "engines": 0.25, "cascades": 0.1}.get(damage.file.partition("/")[0], 0.0)
     if rng.random() < asks_for_page:  # which takes seconds
         inspected("report", bundle)
-    pack(bundle, whole["secrets"], rng)
+    pack(bundle, rng)
     if damage.file in ("calibration.json", "manifest.json"):
         try:
             Calibration.parse_json(bundle / "calibration.json", inside=bundle)
@@ -206,7 +206,6 @@ def main() -> None:
         }
         whole["name"] = cascades_in(bundle)[0]
         whole["cascade"] = answers(bundle, faces, cascade=whole["name"])
-        whole["secrets"] = {*SECRETS.values()}
         whole["files"] = {*Bundle.open(bundle).manifest.files, "manifest.json"}
         inspected("report", bundle)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
