@@ -10,15 +10,21 @@ from typing import Any, ClassVar
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino.frontend import FrontEndManager
+from openvino import opset13
+from openvino.frontend import FrontEndManager, NodeContext
+from openvino.frontend.onnx import ConversionExtension
 
 from emoexport.engines.base import GraphEngine, milliseconds_of
 from emoexport.engines.cache import kept_in
 from emoexport.engines.number_types import Executed, RuntimeLayer, executed_of
-from emoexport.errors import BadInput
+from emoexport.errors import BadBundle, BadInput
+from emoexport.external_data import opsets_of
 from emoexport.outcome import Outcome
 
 __all__ = ["OpenVinoEngine", "OpenVinoThroughputEngine"]
+
+_MOST_OPSETS = 1000
+"""ONNX has 26 of them."""
 
 _NUMBERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 """OpenVINO's names of types, and ours."""
@@ -39,14 +45,34 @@ def _read(graph: Path) -> ov.Model:
     """An ONNX graph as that and nothing else.
 
     By itself OpenVINO takes a file for any format that it knows, among them one whose weights are in a file beside it.
+
+    Raises:
+        BadBundle: if it is written in an opset that cannot be: OpenVINO counts down from it to one that it knows.
     """
+    newest = max(opsets_of(graph), default=0)
+    if newest > _MOST_OPSETS:
+        raise BadBundle(f"OpenVINO cannot load {graph.name}: it names opset {newest}, and there is none.")
     frontend = _onnx()
     return frontend.convert(frontend.load(str(graph)))
 
 
 @functools.cache
 def _onnx() -> Any:
-    return FrontEndManager().load_by_framework("onnx")
+    frontend = FrontEndManager().load_by_framework("onnx")
+    frontend.add_extension(ConversionExtension("Clip", _clip))
+    return frontend
+
+
+def _clip(node: NodeContext) -> list[ov.Output]:
+    """A Clip with a minimum, a maximum or both, as graphs have it.
+
+    OpenVINO's own conversion puts the largest number of its type in the place of a maximum that is left out, and ends
+    the process where it knows no type, as after an operator that could not be converted.
+    """
+    data, *limits = (node.get_input(number) for number in range(node.get_input_size()))
+    for limit, bound in zip(limits, (opset13.maximum, opset13.minimum), strict=False):
+        data = bound(data, limit).output(0)
+    return [data]
 
 
 class OpenVinoEngine(GraphEngine):

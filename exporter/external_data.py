@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emoexport.errors import BadBundle
 
-__all__ = ["WITHIN", "places_of_weights", "require_own_weights"]
+__all__ = ["WITHIN", "opsets_of", "places_of_weights", "require_own_weights"]
 
 WITHIN = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -31,6 +31,8 @@ WITHIN = {
 """By message, the fields that lead to a place of weights, and the messages in them."""
 
 _KEY = b"location"
+_OPSET_IMPORT, _VERSION = 8, 2
+"""Fields of ModelProto and of OperatorSetIdProto."""
 
 
 def require_own_weights(graph: Path, *, listed: bool) -> None:
@@ -73,6 +75,18 @@ def places_of_weights(graph: Path) -> set[str]:
     return {entry.get(2, b"").decode(errors="backslashreplace") for entry in entries if entry.get(1) == _KEY}
 
 
+def opsets_of(graph: Path) -> list[int]:
+    """The versions of operators that an ONNX file says it is written in, one a domain.
+
+    Raises:
+        ValueError: if it is no ONNX file.
+    """
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        imports = [(begin, end) for field, begin, end in _fields(data, 0, len(data)) if field == _OPSET_IMPORT]
+        fields = [entry for one in imports for entry in _fields(data, *one)]
+        return [_varint(data, begin, end)[0] for field, begin, end in fields if field == _VERSION]
+
+
 def _entries(data: mmap.mmap) -> Iterator[tuple[int, int]]:
     """From where to where entries about external data stand, at any depth."""
     waiting = [("ModelProto", 0, len(data))]
@@ -86,7 +100,7 @@ def _entries(data: mmap.mmap) -> Iterator[tuple[int, int]]:
 
 
 def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that have a length: number, and from where to where."""
+    """The fields of a message that are integers or have a length: number, and from where to where."""
     while start < stop:
         key, start = _varint(data, start, stop)
         number, kind = (key & 0xFFFFFFFF) >> 3, key & 7
@@ -102,7 +116,7 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
             raise ValueError("it has a group, which ONNX has not")
         if start > stop:
             raise ValueError("it is cut short")
-        if kind == 2:
+        if kind in (0, 2):
             yield number, begin, start
 
 

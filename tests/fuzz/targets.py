@@ -22,7 +22,7 @@ from emoexport.bundle import Bundle
 from emoexport.decision import Decision
 from emoexport.engines.passport import Passport, passport_of
 from emoexport.errors import BadBundle
-from emoexport.external_data import places_of_weights
+from emoexport.external_data import opsets_of, places_of_weights
 from emoexport.images import decode_face
 from emoexport.labels import EMOTIONS
 from emoexport.manifest import MANIFEST_FILE, Manifest
@@ -110,7 +110,7 @@ def picture(data: bytes, folder: Path) -> None:
 
 
 def graph(data: bytes, folder: Path) -> None:
-    """Where a graph has its weights: nothing that onnx finds may be missed."""
+    """Where a graph has its weights, and its opsets: nothing that onnx finds may be missed."""
     (folder / "x.onnx").write_bytes(data)
     try:
         model = onnx.load(folder / "x.onnx", load_external_data=False)
@@ -118,6 +118,7 @@ def graph(data: bytes, folder: Path) -> None:
         model = onnx.ModelProto()
     try:
         found = places_of_weights(folder / "x.onnx")
+        opsets = opsets_of(folder / "x.onnx") if data else []
     except ValueError as err:
         raise BadBundle(str(err)) from err
     entries = [entry for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"]
@@ -126,6 +127,8 @@ def graph(data: bytes, folder: Path) -> None:
         for entry in entries
     }
     assert named <= found, f"missed {named - found}"
+    versions = {entry.version % 2**64 for entry in model.opset_import if entry.HasField("version")}
+    assert versions <= {version % 2**64 for version in opsets}, f"missed {versions}"
 
 
 def _tensors(message: object) -> Iterator[onnx.TensorProto]:
