@@ -1,6 +1,6 @@
 """A bounded load against the runtime and the server, at once, for as long as is asked; and what grew meanwhile.
 
-    python tests/fakes/soak.py build/x --minutes 60 --out docs/results
+    python tests/fakes/soak.py build/x --minutes 60 --out soak.json
 
 The runtime is a process of its own, in which threads share a session that is closed and opened anew now and then. The
 server is the command, asked by clients that also send what it must refuse, and that hang up before they are answered.
@@ -66,9 +66,13 @@ class Soak(NamedTuple):
         return [sample for sample in self.samples if sample.at_s >= min(WARM_S, end / 2)]
 
     @property
-    def peaks_mib(self) -> list[float]:
-        """The most memory in each third of the judged time: allocators wander, and leaks go up."""
-        return [float(part.max()) for part in np.array_split([sample.mib for sample in self.warm], 3)]
+    def thirds_mib(self) -> list[tuple[float, float]]:
+        """The median and the most memory in each third of the judged time.
+
+        Allocators keep more or less of what was given back, which the most tells of; what leaks lifts the median.
+        """
+        thirds = np.array_split([sample.mib for sample in self.warm], 3)
+        return [(float(np.median(part)), float(part.max())) for part in thirds]
 
     def p99_ms(self, part: int, of: int) -> float:
         """Of the calls in one of equal parts of the judged time."""
@@ -253,7 +257,7 @@ def soak(bundle: Path, minutes: float, *, reopen: int) -> list[Soak]:
 
 def table(found: list[Soak]) -> str:
     lines = [
-        "| process | calls | most memory in each third, MiB | handles, least to most, at the end | threads | "
+        "| process | calls | memory in each third, median (most), MiB | handles, least to most, at the end | threads | "
         "p99 of each quarter, ms |",
         "|---|---|---|---|---|---|",
     ]
@@ -261,7 +265,7 @@ def table(found: list[Soak]) -> str:
         handles, threads = ([getattr(sample, name) for sample in one.warm] for name in ("handles", "threads"))
         lines.append(
             f"| {one.name} | {', '.join(f'{count:,} {name}' for name, count in one.counts.items())} "
-            f"| {', '.join(f'{peak:.0f}' for peak in one.peaks_mib)} "
+            f"| {', '.join(f'{median:.0f} ({most:.0f})' for median, most in one.thirds_mib)} "
             f"| {min(handles)} to {max(handles)}, {handles[-1]} | {min(threads)} to {max(threads)}, {threads[-1]} "
             f"| {', '.join(f'{one.p99_ms(part, 4):.1f}' for part in range(4))} |"
         )
@@ -273,7 +277,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--reopen", type=int, default=60, help="sessions one after the other; divides 120")
-    parser.add_argument("--out", type=Path, help="where soak.json goes")
+    parser.add_argument("--out", type=Path, help="a JSON file for all samples and times")
     parser.add_argument("--runtime", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.runtime is not None:
