@@ -24,7 +24,7 @@ from emoexport.outcome import Outcome
 __all__ = ["OpenVinoEngine", "OpenVinoThroughputEngine"]
 
 _MOST_OPSETS = 1000
-"""ONNX has 26 of them."""
+"""ONNX has 28 of them in 2026."""
 
 _NUMBERS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 """OpenVINO's names of types, and ours."""
