@@ -283,6 +283,8 @@ def made(bundle, tmp_path_factory, quiet) -> tuple[Bundle, CascadeRecord]:
     shutil.copytree(bundle.path, folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        # What calls cost here would choose the stages: on a busy machine so few that all faces leave alike.
+        patch.setattr("emoexport.pass_opening._measured", lambda passes, console: passes.calls)
         copy = Bundle.open(Path("tiny"))
         run = bundle.run()
         record = cascading.make_cascade(
@@ -324,8 +326,7 @@ def test_a_cascade_is_loaded_by_its_rule_with_its_certificate(made, faces):
     assert session.run(faces[0]).label.shape == (70,)
     assert session.drift().faces == 70
     session.run(np.repeat(faces[0][:1], 2000, axis=0))  # all leave where this one does
-    found = session.drift()
-    assert found.drifted == (found.groups > 1)  # where nearly all leave at one exit, by the costs of a busy machine
+    assert session.drift().drifted
     with pytest.raises(UsageError, match="no such cascade as exact; it has cascade-agreement"):
         emoexport.load(bundle.path, cascade="exact")
 
