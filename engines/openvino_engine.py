@@ -17,7 +17,7 @@ from openvino.frontend.onnx import ConversionExtension
 from emoexport.engines.base import GraphEngine, milliseconds_of
 from emoexport.engines.cache import kept_in
 from emoexport.engines.number_types import Executed, RuntimeLayer, executed_of
-from emoexport.errors import BadBundle, BadInput
+from emoexport.errors import BadInput
 from emoexport.external_data import opsets_of
 from emoexport.outcome import Outcome
 
@@ -47,11 +47,11 @@ def _read(graph: Path) -> ov.Model:
     By itself OpenVINO takes a file for any format that it knows, among them one whose weights are in a file beside it.
 
     Raises:
-        BadBundle: if it is written in an opset that cannot be: OpenVINO counts down from it to one that it knows.
+        ValueError: if it is written in an opset that cannot be: OpenVINO counts down from it to one that it knows.
     """
     newest = max(opsets_of(graph), default=0)
     if newest > _MOST_OPSETS:
-        raise BadBundle(f"OpenVINO cannot load {graph.name}: it names opset {newest}, and there is none.")
+        raise ValueError(f"it names opset {newest}, and there is none.")
     frontend = _onnx()
     return frontend.convert(frontend.load(str(graph)))
 

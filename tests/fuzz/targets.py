@@ -118,7 +118,7 @@ def graph(data: bytes, folder: Path) -> None:
         model = onnx.ModelProto()
     try:
         found = places_of_weights(folder / "x.onnx")
-        opsets = opsets_of(folder / "x.onnx") if data else []
+        opsets = opsets_of(folder / "x.onnx")
     except ValueError as err:
         raise BadBundle(str(err)) from err
     entries = [entry for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"]
