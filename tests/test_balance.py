@@ -170,6 +170,7 @@ balance.make_balanced(faces, 7, Path(sys.argv[1]) / "x", seed=3, console=Console
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(("function", "call", "finished"), KILLS)
 def test_a_killed_run_goes_on_where_it_stopped(function, call, finished, uneven, unbroken, tmp_path, capsys):

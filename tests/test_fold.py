@@ -69,6 +69,7 @@ def warm_graphs(tmp_path_factory, run_dir, rules, faces, calibrated) -> tuple[Re
     return reference, graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_graphs_with_weights_and_a_temperature_decide_like_the_reference(backend, precision, warm_graphs, faces):

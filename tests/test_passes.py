@@ -190,6 +190,7 @@ def sparse(run_dir, tmp_path_factory) -> Bundle:
     return Bundle.open(out)
 
 
+@pytest.mark.slow
 def test_single_passes_are_computed_and_no_others(sparse, bundle):
     manifest = sparse.manifest
     assert [member.sha256 for member in manifest.members] == [one.sha256 for one in reversed(bundle.manifest.members)]
@@ -203,6 +204,7 @@ def test_single_passes_are_computed_and_no_others(sparse, bundle):
     assert Choice.of_options([], [], again) == manifest.choice
 
 
+@pytest.mark.slow
 def test_engines_of_single_passes_answer_as_the_reference_does(sparse, bundle, faces):
     reference = sessions.open_reference(sparse)[0]
     whole = sessions.open_reference(bundle)[0]
@@ -244,6 +246,7 @@ def test_single_passes_in_8_bits_answer_as_the_reference_does(run_dir, faces, tm
         assert np.abs(engine.run(faces[0][:24]).probabilities - wanted.probabilities).max() <= limit, engine.name
 
 
+@pytest.mark.slow
 def test_plain_exports_compute_single_passes_only(sparse, faces):
     """A rival computes what the bundle does, and no more."""
     reference = sessions.open_reference(sparse)[0]
@@ -259,6 +262,7 @@ def test_plain_exports_compute_single_passes_only(sparse, faces):
     assert asked == [10, 10]
 
 
+@pytest.mark.slow
 def test_what_is_said_of_single_passes(sparse, call, tmp_path, monkeypatch):
     monkeypatch.chdir(sparse.path.parent)
     code, out, err = call("inspect", sparse.path.name)
@@ -324,6 +328,7 @@ def test_all_passes_named_one_by_one_are_the_runs_own_vote():
     assert not Choice(passes=dict.fromkeys(names, 1.0) | {"1:flip": 2.0}).is_full_vote(2, ["zoom", "flip"])
 
 
+@pytest.mark.slow
 def test_mirrored_passes_are_told_from_others(sparse, bundle):
     assert certification._is_symmetric(bundle)
     assert not certification._is_symmetric(sparse)

@@ -160,6 +160,7 @@ def test_there_is_nothing_to_resume(config_file, tmp_path):
         check_request(load_config(file=config_file), tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), None])
 def test_out_of_memory_halves_the_batch_and_doubles_accumulation(error, config_file, tmp_path, monkeypatch, capsys):
     from rich.console import Console

@@ -182,6 +182,7 @@ def test_every_layout_decides_like_the_reference(layout, backend, count, graphs,
     assert np.array_equal(found.label, wanted.label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_the_reference_in_float64(layout, networks, rules, faces):
     members = [copy.deepcopy(network).double() for network in networks]
