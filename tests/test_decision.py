@@ -216,6 +216,7 @@ def test_a_useless_temperature_and_useless_rules_are_seldom_kept():
     assert rules <= most_of(simulations, 0.05)
 
 
+@pytest.mark.slow
 def test_rules_that_neither_gain_nor_lose_are_seldom_kept():
     """The hardest case: labels that have nothing to do with the vote, so that every rule mends as much as it breaks."""
     simulations, kept = 200, 0

@@ -111,6 +111,7 @@ def test_more_faces_narrow_the_intervals():
 
 
 # At 0.05 the interval falls short, as Figures.ece says: what is held there is that it is no worse.
+@pytest.mark.slow
 @pytest.mark.parametrize(("gap", "least"), [(0.0, 0.88), (0.05, 0.72), (0.1, 0.86), (0.2, 0.86)])
 def test_intervals_of_the_calibration_error_cover(gap, least):
     """Faces whose labels are right less often than said, by `gap` in every bin."""
@@ -317,6 +318,7 @@ def test_runs_that_see_other_views_have_no_common_vote(run, tmp_path):
         opened.views()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "shape"),
     [([], (1, 1)), (["--tta"], (1, 16)), (["--ensemble"], (2, 1)), (["--tta", "--ensemble"], (2, 16))],

@@ -89,6 +89,7 @@ def test_graphs_with_weights_and_a_temperature_decide_like_the_reference(backend
     assert engine.scores(faces[0][:64]).shape == (64, 2, 3, 7)
 
 
+@pytest.mark.slow
 def test_vote_and_calibration_are_fp32_at_every_precision_and_absent_where_they_do_nothing(warm_graphs):
     for path in warm_graphs[1].values():
         model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)

@@ -67,6 +67,7 @@ class Powered(nn.Module):
         return self.last((self.layer(pictures).sigmoid() ** self.power.clamp(min=1)).flatten(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", LAYOUTS)
 def test_members_keep_their_own_weights_and_what_is_made_of_them(which, tmp_path, faces):
     torch.manual_seed(0)

@@ -193,6 +193,7 @@ def test_layers_that_are_left_out_stay_as_they_are(bundle, tmp_path, faces, cali
     assert sum(node.op_type == "QuantizeLinear" for node in onnx.load(target).graph.node) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [to_fp16, to_int8, to_int8_fp16, to_fp8])
 def test_calibrations_of_another_graph_are_refused(bundle, tmp_path, faces, calibrated, convert):
     source, target = bundle.graph("fp32"), tmp_path / "x.onnx"

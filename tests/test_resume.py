@@ -103,6 +103,7 @@ def test_a_training_killed_at_several_moments_ends_with_the_same_weights(unbroke
     assert seconds > 0.3 * json.loads((unbroken / "run.json").read_text())["seconds"]  # of all epochs, not the last
 
 
+@pytest.mark.slow
 def test_the_history_has_each_epoch_once_and_every_weight(unbroken):
     with (unbroken / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

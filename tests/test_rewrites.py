@@ -135,6 +135,7 @@ def test_each_rewrite_is_exact_in_float64_and_takes_its_nodes_out(network, wante
         assert aten._native_batch_norm_legit_no_training.default not in targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "wanted"),
     [

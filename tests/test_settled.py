@@ -9,6 +9,7 @@ from emoexport.labels import EMOTIONS
 from emoexport.settled import OPEN, settled
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(decision=decisions, remaining=st.floats(0, 1), peak=st.floats(0.03, 2), seed=st.integers(0, 2**32 - 1))
 def test_no_remaining_passes_turn_a_settled_decision(decision, remaining, peak, seed):

@@ -35,7 +35,9 @@ def copied(bundle: Bundle, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["bundle", pytest.param("stacked_bundle", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", [pytest.param(name, marks=() if name == "fp32" else pytest.mark.slow) for name in PRECISIONS]
+)
 def test_tensorrt_builds_every_graph_in_the_types_it_has(precision, layout, request, tmp_path):
     chosen: Bundle = request.getfixturevalue(layout)
     engine = tmp_path / f"tensorrt-rtx-{precision}.engine"
